@@ -1,0 +1,1 @@
+"""PostHog's jobs API for Python apps, on Celery."""
