@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from click import ClickException
+
 
 class PostHogJobsError(Exception):
     """Base of everything that this package raises on purpose."""
 
 
-class ConfigurationError(PostHogJobsError):
+class OperatorError(PostHogJobsError, ClickException):
+    """An operator can mend this; Celery's command line prints the message alone."""
+
+
+class ConfigurationError(OperatorError):
     """A setting is missing, unknown, or has a value that cannot work."""
 
 
-class EmbeddedServerError(PostHogJobsError):
+class EmbeddedServerError(OperatorError):
     """The private server of a laptop cannot be started, reached or stopped."""
 
 

@@ -1,0 +1,42 @@
+"""Looks for a teapot (HTTP status 418), and as long as there is none, looks again later.
+
+The app of PostHog's jobs documentation. Config: `url`, where to look; `every`, seconds between
+two looks (default 30).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from posthog_jobs import Meta
+
+TEAPOT = 418
+
+
+async def continue_searching_for_the_teapot(request: dict[str, str], meta: Meta) -> None:
+    """Look once more; the job."""
+    await look_for_the_teapot(request, meta)
+
+
+jobs = {"continueSearchingForTheTeapot": continue_searching_for_the_teapot}
+
+
+async def look_for_the_teapot(request: dict[str, str], meta: Meta) -> None:
+    """Look, and unless the teapot is there, look again later."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.get(request["url"])
+    if response.status_code == TEAPOT:
+        meta.logger.info("found the teapot!")
+        return
+    every = meta.config.get("every", 30)
+    await meta.jobs.continueSearchingForTheTeapot(request).run_in(every, "seconds")
+    meta.logger.info("no teapot yet (HTTP %d)", response.status_code)
+
+
+async def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any]:
+    """Start a search with each event."""
+    await look_for_the_teapot({"url": meta.config["url"]}, meta)
+    return event

@@ -1,0 +1,189 @@
+"""The Celery app that `celery -A posthog_jobs` finds: all parts, put together."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from celery import Celery, signals
+from kombu.transport import TRANSPORT_ALIASES
+
+from posthog_jobs.embedded import EmbeddedServer
+from posthog_jobs.errors import ConfigurationError
+from posthog_jobs.events import check_event
+from posthog_jobs.jobs import JobHandle
+from posthog_jobs.redis import RedisServer
+from posthog_jobs.runtime import Runtime
+from posthog_jobs.settings import Settings
+from posthog_jobs.tasks import CaptureTask, JobRegistry, JobSender, OnEventTask, task_name
+
+if TYPE_CHECKING:
+    from kombu import Connection
+
+    from posthog_jobs.meta import Meta
+
+#: Celery settings that differ from Celery's own defaults; a configuration may change them.
+DEFAULTS: Final = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "worker_consumer": "posthog_jobs.worker:JobConsumer",
+    "broker_connection_retry_on_startup": True,
+}
+
+
+class PostHogJobs(Celery):
+    """A Celery app whose tasks are the jobs of the installed PostHog apps.
+
+    Not made current and not shared: other Celery apps of the process are left alone.
+    """
+
+    registry_cls = JobRegistry
+
+    def __init__(self, main: str = "posthog_jobs", **options: Any) -> None:
+        """Make the app; its configuration is read when it is first needed.
+
+        Args:
+            main: the app's name.
+            options: as Celery's.
+        """
+        self._runtime: Runtime | None = None
+        self._runtime_lock = threading.RLock()
+        super().__init__(main, **{"set_as_current": False, **options})
+        self._tasks.app = self
+        for task in (CaptureTask, OnEventTask):
+            # a class of its own for each app, which is bound to it when the app is finalized
+            self._tasks.register(type(task.__name__, (task,), {"__module__": task.__module__}))
+        signals.import_modules.connect(self._on_import_modules, sender=self, weak=False)
+        signals.worker_process_shutdown.connect(self._tear_down, weak=False)
+        signals.worker_shutdown.connect(self._tear_down, weak=False)
+        atexit.register(self._tear_down)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs jobs and hooks, made from the configuration at its first use.
+
+        Raises:
+            ConfigurationError: a setting cannot work.
+        """
+        if self._runtime is None:
+            with self._runtime_lock:
+                if self._runtime is None:
+                    _check_json_only(self.conf)
+                    settings = Settings.from_conf(self.conf)
+                    server = RedisServer(lambda: self._store_connection(settings.redis_url))
+                    self._runtime = Runtime(settings, JobSender(self), server)
+        return self._runtime
+
+    def process_event(self, event: object) -> dict[str, Any] | None:
+        """Pass an event through the `process_event` hooks of its team, in this process.
+
+        Args:
+            event: a mapping with `event`, its name, and optionally `properties`, `team_id` and
+                what else PostHog's events have.
+
+        Returns:
+            The event that came out, or None if a hook dropped it.
+
+        Raises:
+            EventError, PayloadError: it is no event; no hook has run.
+        """
+        return self.runtime.process_event(event)
+
+    def capture(self, event: object) -> JobHandle:
+        """Hand an event to a worker, which runs `process_event` and then `on_event`.
+
+        Args:
+            event: as for `process_event`.
+
+        Returns:
+            A handle, as jobs have it.
+
+        Raises:
+            EventError, PayloadError: it is no event, or too large; nothing was enqueued.
+            BrokerUnavailableError: the broker did not take it.
+        """
+        runtime, sender = self.runtime, JobSender(self)
+        checked = copy.deepcopy(
+            check_event(event, default_team_id=runtime.settings.default_team_id)
+        )
+        size = sender.measure(checked)
+        task_id = str(uuid4())
+        sent = runtime.lane.call(
+            lambda: sender.capture(checked, task_id, size), f"capturing {checked['event']!r}"
+        )
+        return JobHandle(task_id, datetime.now(UTC), sent)
+
+    def meta_for(self, app_id: str) -> Meta:
+        """Return an installation's `meta`, to trigger its jobs from outside of the app.
+
+        Raises:
+            UnknownAppError, AppLoadError, AppDisabledError: the app cannot run.
+        """
+        return self.runtime.meta(app_id)
+
+    def _load_config(self) -> Any:
+        conf = super()._load_config()
+        conf.maps.insert(-1, DEFAULTS)  # over Celery's defaults, under all that is configured
+        return conf
+
+    def _connection(self, url: str | None, **options: Any) -> Connection:
+        if url is None and not self.conf.broker_transport:
+            server = EmbeddedServer.of_user()
+            server.start()
+            url = self.conf.broker_url = server.url
+        if url == "":
+            raise ConfigurationError(
+                "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
+                "embedded Redis"
+            )
+        scheme = (url or "").partition("://")[0].partition("+")[0]
+        if "://" in (url or "") and scheme not in TRANSPORT_ALIASES and "." not in scheme:
+            raise ConfigurationError(
+                f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, "
+                "rediss://, redis+socket://, sentinel:// or amqp://"
+            )
+        return super()._connection(url, **options)
+
+    def _store_connection(self, url: str | None) -> Connection:
+        return self.connection_for_write(url) if url else self.connection_for_write()
+
+    def _on_import_modules(self, **_: Any) -> None:
+        """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""
+        for installation in self.runtime.installations:
+            for job_name in installation.definition.jobs:
+                self.tasks[task_name(installation.definition.name, job_name)]
+
+    def _tear_down(self, **_: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.tear_down()
+
+
+def _check_json_only(conf: Any) -> None:
+    for key in ("accept_content", "task_serializer"):
+        value = conf[key]
+        names = [value] if isinstance(value, str) else list(value)
+        if not set(names) <= {"json", "application/json"}:
+            raise ConfigurationError(
+                f"{key} is {value!r}, and posthog_jobs takes JSON alone, since other formats can "
+                f"name code to run; remove {key} from the configuration"
+            )
+
+
+def _configured() -> PostHogJobs:
+    """Return the app with the configuration of $CELERY_CONFIG_MODULE, else of celeryconfig.py."""
+    module = os.environ.get("CELERY_CONFIG_MODULE")
+    if not module and Path("celeryconfig.py").is_file():
+        module = "celeryconfig"
+        if "" not in sys.path:  # the apps that it names stand beside it
+            sys.path.insert(0, str(Path.cwd()))
+    return PostHogJobs(config_source=module)
+
+
+app: Final = _configured()

@@ -1,0 +1,96 @@
+"""Calls an app's function, sync or async; async ones share one event loop per process."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.errors import PostHogJobsError
+from posthog_jobs.lane import unawaited
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from posthog_jobs.lane import Pending
+
+
+class _LoopThread:
+    """The event loop of this process, on a thread of its own, from the first async call on."""
+
+    __slots__ = ("_lock", "_loop", "_pid", "_thread")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the loop and wait for it; stop it if the wait is interrupted."""
+        loop = self._started()
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise PostHogJobsError(
+                "sync code that runs in the apps' event loop cannot wait for an async hook; call "
+                "it with `await asyncio.to_thread(…)`"
+            )
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # a no-op unless a time limit or a signal ended the wait
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None or self._pid != os.getpid():
+            with self._lock:
+                if self._loop is None or self._pid != os.getpid():
+                    loop = asyncio.new_event_loop()
+                    self._thread = threading.Thread(
+                        target=loop.run_forever, name="posthog_jobs.loop", daemon=True
+                    )
+                    self._thread.start()
+                    self._loop, self._pid = loop, os.getpid()
+        return self._loop
+
+    def after_fork(self) -> None:
+        """Forget the parent's loop: its thread is not there, and its lock may be held."""
+        self._lock = threading.Lock()
+
+
+_loop_thread: Final = _LoopThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loop_thread.after_fork)
+
+
+def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function and wait until it, and all it sent off, is done.
+
+    Args:
+        function: sync, async, or sync with an awaitable result.
+        args: its arguments.
+        kwargs: its named arguments.
+
+    Returns:
+        What it returned, or what that resolved to.
+
+    Raises:
+        Exception: what it raised, or what one of its un-awaited calls (a job that it triggered,
+            a value that it stored) failed with.
+    """
+    result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        return _loop_thread.run(_finish(result))
+    return result
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    calls: list[Pending[Any]] = []
+    unawaited.set(calls)
+    result = await awaitable
+    for pending in calls:
+        if not pending.observed:
+            await pending
+    return result

@@ -1,0 +1,1 @@
+"""What `meta` offers besides jobs, one file each."""

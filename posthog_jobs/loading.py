@@ -1,0 +1,149 @@
+"""From the name of a module, or a path, to an app's definition."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.definitions import define_app
+from posthog_jobs.errors import AppLoadError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from posthog_jobs.definitions import AppDefinition
+
+_MANIFEST: Final = "plugin.json"
+_APP_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+
+_loaded: Final[dict[str, AppDefinition]] = {}
+_lock: Final = RLock()
+
+
+def load_app(source: str) -> AppDefinition:
+    """Import an app and check what it exports, once per process.
+
+    Args:
+        source: an importable module (`myapps.teapot`), the path of a `.py` file, or the path
+            of a folder with an `__init__.py`, or with a `plugin.json` whose `main` names the
+            file.
+
+    Returns:
+        The app's definition. Its name is `name` in `plugin.json`, where there is one, else
+        that of the module, file or folder.
+
+    Raises:
+        AppLoadError: there is no such module or file, it raises when imported, or it exports
+            what no app may export.
+    """
+    with _lock:
+        path = Path(source).expanduser() if _is_path(source) else None
+        if path is not None and path.name == "__init__.py":
+            path = path.parent
+        key = source if path is None else str(path.resolve())
+        if key not in _loaded:
+            _loaded[key] = _load_module(source) if path is None else _load_path(source, path)
+        return _loaded[key]
+
+
+def _is_path(source: str) -> bool:
+    return source.endswith(".py") or source.startswith(("~", ".")) or "/" in source
+
+
+def _load_module(name: str) -> AppDefinition:
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise AppLoadError(
+                f"there is no module {name!r}; check the spelling, install the package, or put its "
+                "folder on PYTHONPATH"
+            ) from None
+        raise _import_failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failed(name, error) from error
+    folder = Path(module.__file__).parent if _is_package(module) and module.__file__ else None
+    manifest = _manifest(folder) if folder else {}
+    return define_app(_app_name(manifest, name.rpartition(".")[2], name), name, vars(module))
+
+
+def _load_path(source: str, path: Path) -> AppDefinition:
+    if not path.exists():
+        raise AppLoadError(f"there is no file or folder {source!r}; check the path")
+    manifest = _manifest(path) if path.is_dir() else {}
+    main = path / manifest.get("main", "__init__.py") if path.is_dir() else path
+    if not main.is_file() or path.resolve() not in (main.resolve(), *main.resolve().parents):
+        raise AppLoadError(
+            f"folder {source!r} has no file {main.name!r}; add it, or name the app's Python file "
+            f'as "main" in its {_MANIFEST}'
+        )
+    module_name = (
+        f"posthog_jobs_app_{hashlib.sha256(str(main.resolve()).encode()).hexdigest()[:16]}"
+    )
+    spec = importlib.util.spec_from_file_location(
+        module_name, main, submodule_search_locations=[str(path)] if path.is_dir() else None
+    )
+    if spec is None or spec.loader is None:
+        raise AppLoadError(f"{str(main)!r} is no Python file; an app's file ends with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+        return define_app(_app_name(manifest, path.stem, source), source, vars(module))
+    except AppLoadError:
+        del sys.modules[module_name]
+        raise
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise _import_failed(source, error) from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    file = folder / _MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AppLoadError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise AppLoadError(f'{file} holds no JSON object; write {{"name": "…"}}')
+    for field in ("name", "main"):
+        if field in manifest and not isinstance(manifest[field], str):
+            raise AppLoadError(f"{file}: {field!r} is no string; make it one")
+    return manifest
+
+
+def _app_name(manifest: dict[str, Any], fallback: str, source: str) -> str:
+    written = manifest.get("name", fallback)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", written.strip())
+    if not _APP_NAME.match(name):
+        raise AppLoadError(
+            f"{source}: {written!r} gives no app name for tasks; rename the file, or set "
+            f'"name" in its {_MANIFEST}, starting with a letter'
+        )
+    return name
+
+
+def _is_package(module: ModuleType) -> bool:
+    return hasattr(module, "__path__")
+
+
+def _import_failed(source: str, error: BaseException) -> AppLoadError:
+    if isinstance(error, AppLoadError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    else:
+        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return AppLoadError(f"importing {source!r} raised {reason}{place}; mend the app's code")

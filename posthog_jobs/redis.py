@@ -1,0 +1,71 @@
+"""The Redis that `meta.cache` and `meta.storage` live on: one client per process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from kombu.exceptions import OperationalError
+from redis import Redis, exceptions
+
+from posthog_jobs.errors import ConfigurationError, StoreUnavailableError, StoreValueError
+from posthog_jobs.keys import Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Connection
+
+
+T = TypeVar("T")
+
+#: How Redis' errors begin that mean: not this command for the value of this key.
+_WRONG_KIND: Final = ("WRONGTYPE", "value is not an integer", "increment or decrement")
+
+
+class RedisServer:
+    """A Redis client that is made at the first call, and the names of the keys it uses."""
+
+    __slots__ = ("_client", "_connect", "_keys")
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        """Remember how to connect.
+
+        Args:
+            connect: gives a kombu connection, which knows every form that a broker URL has.
+        """
+        self._connect = connect
+        self._client: Redis | None = None
+        self._keys = Keys()
+
+    def call(self, function: Callable[[Redis, Keys], T]) -> T:
+        """Call a function with the client and the key names.
+
+        Raises:
+            StoreUnavailableError: the server does not answer.
+            StoreValueError: it does, but the key holds a value of another kind.
+            ConfigurationError: the broker is not Redis, and no other Redis is configured.
+        """
+        try:
+            return function(self._client or self._connected(), self._keys)
+        except exceptions.ResponseError as error:
+            if str(error).startswith(_WRONG_KIND):
+                raise StoreValueError(f"the key holds a value of another kind: {error}") from None
+            raise StoreUnavailableError(f"Redis refused the call: {error}") from error
+        except (exceptions.RedisError, OperationalError, OSError) as error:
+            raise StoreUnavailableError(
+                f"Redis does not answer meta.cache and meta.storage: {error}"
+            ) from error
+
+    def _connected(self) -> Redis:
+        with self._connect() as connection:
+            if connection.transport.driver_type != "redis":
+                raise ConfigurationError(
+                    f"meta.cache and meta.storage need Redis, and the broker is "
+                    f"{connection.transport.driver_name}; set posthog_jobs_redis_url"
+                )
+            # kombu reads every form of URL, TLS options, sentinels and ACL users; the pool is new
+            channel = connection.channel()
+            pool = channel._get_pool()  # noqa: SLF001
+            self._keys = Keys(channel.global_keyprefix)
+        self._client = Redis(connection_pool=pool)
+        return self._client

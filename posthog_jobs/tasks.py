@@ -1,0 +1,257 @@
+"""The Celery tasks: one for each exported job, one for events, and how a name finds its task."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from celery import Task
+from celery.app.registry import TaskRegistry
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore
+from kombu.exceptions import KombuError
+from kombu.utils.json import dumps
+from redis.exceptions import RedisError
+
+from posthog_jobs.errors import (
+    AppError,
+    BrokerUnavailableError,
+    PayloadTooLargeError,
+    RetryError,
+    UnknownJobError,
+)
+from posthog_jobs.jobs import ABSENT
+from posthog_jobs.retries import ON_RETRY_ERROR, UNTIL_THERE
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from posthog_jobs.installations import Installation
+    from posthog_jobs.jobs import JobMessage
+    from posthog_jobs.retries import RetryPolicy
+
+logger = logging.getLogger(__name__)
+
+CAPTURE: Final = "posthog_jobs.capture"
+ON_EVENT: Final = "posthog_jobs.on_event"
+
+#: How often a message waited for its app; apart from Celery's count of the job's own retries.
+WAITED: Final = "posthog_jobs_waited"
+
+_JOB_TASK: Final = re.compile(
+    r"posthog_jobs\.(?P<app>[A-Za-z_][A-Za-z0-9_-]{0,199})\.(?P<job>[A-Za-z_][A-Za-z0-9_]{0,199})\Z"
+)
+
+
+def task_name(app_name: str, job_name: str) -> str:
+    """Return the name of a job's task, as `task_routes` and Flower have it."""
+    return f"posthog_jobs.{app_name}.{job_name}"
+
+
+class DurableTask(Task):
+    """A task whose message stays on the broker until it has run, and shows no contents."""
+
+    Request = "posthog_jobs.worker:DiscreetRequest"
+    abstract = True
+    acks_late = True
+    reject_on_worker_lost = True
+    ignore_result = True
+    serializer = "json"
+    typing = False  # meta.jobs checks calls, and says what is wrong with them
+    max_retries = None  # the retry policies count
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, *arguments: Any, **options: Any
+    ) -> Any:
+        """Send the task, as Celery's own does, with its arguments described by their size."""
+        options.setdefault("argsrepr", self.describe(args or ()))
+        options.setdefault("kwargsrepr", "{}")
+        return super().apply_async(args, kwargs, *arguments, **options)
+
+    def describe(self, args: Any) -> str:
+        """Return what logs and Flower may show of the arguments."""
+        return f"(<{len(dumps(args))} bytes>)"
+
+    def again(
+        self, reason: Exception, policy: RetryPolicy, attempt: int, **options: Any
+    ) -> NoReturn:
+        """Send the message again, due later, and let this delivery be acknowledged.
+
+        Raises:
+            Ignore: it was sent.
+            Exception: the reason, when the policy has no retry left.
+        """
+        delay = policy.delay(attempt)
+        if delay is None:
+            raise reason
+        request = self.request
+        logger.warning("%s[%s] runs again in %g s: %s", self.name, request.id, delay, reason)
+        self.signature_from_request(
+            request, countdown=delay, argsrepr=request.argsrepr, **options
+        ).apply_async()
+        raise Ignore from reason
+
+    def wait_for_app(self, reason: Exception) -> NoReturn:
+        """Send the message again, due later, because its app is not there now."""
+        headers = dict(self.request.headers or {})
+        waited = int(headers.get(WAITED, 0))
+        headers[WAITED] = waited + 1
+        self.again(reason, UNTIL_THERE, waited, headers=headers, retries=self.request.retries)
+
+
+class JobTask(DurableTask):
+    """One exported job. Which function it calls is looked up when it runs, by app id."""
+
+    abstract = True
+    app_name: str
+    job_name: str
+
+    def run(self, app_id: str, payload: object = ABSENT) -> None:
+        """Run the job; again later if it raises `RetryError` or its app is not there."""
+        try:
+            job = self.app.runtime.job(self.app_name, self.job_name, app_id, payload)
+        except (AppError, UnknownJobError) as error:
+            self.wait_for_app(error)
+        try:
+            job()
+        except RetryError as error:
+            retries = self.request.retries
+            self.again(error, ON_RETRY_ERROR, retries, retries=retries + 1)
+
+    def describe(self, args: Any) -> str:
+        """Return the app id, and the payload's size if there is one."""
+        app_id, *payload = args
+        return describe(app_id, len(dumps(payload[0])) if payload else None)
+
+
+class CaptureTask(DurableTask):
+    """Runs an event through `process_event`, then `on_event`, of its team's apps."""
+
+    name = CAPTURE
+
+    def run(self, event: dict[str, Any]) -> None:
+        """Run the hooks; an `on_event` that raised `RetryError` again later, and alone."""
+        processed = self.app.runtime.process_event(event)
+        if processed is None:
+            return
+
+        def again(installation: Installation, reason: Exception) -> None:
+            delay = ON_RETRY_ERROR.delay(0)
+            logger.warning(
+                "on_event of app id %r runs again in %g s: %s", installation.id, delay, reason
+            )
+            task = self.app.tasks[ON_EVENT]
+            task.apply_async((installation.id, processed), countdown=delay, retries=1)
+
+        self.app.runtime.on_event(processed, again)
+
+
+class OnEventTask(DurableTask):
+    """Runs one app's `on_event` again."""
+
+    name = ON_EVENT
+
+    def run(self, app_id: str, event: dict[str, Any]) -> None:
+        """Run the hook; again later if it raises `RetryError` or its app is not there."""
+        reasons: list[Exception] = []
+        try:
+            self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)
+        except AppError as error:
+            reasons.append(error)
+        if reasons and isinstance(reasons[0], RetryError):
+            retries = self.request.retries
+            self.again(reasons[0], ON_RETRY_ERROR, retries, retries=retries + 1)
+        elif reasons:
+            self.wait_for_app(reasons[0])
+
+    def describe(self, args: Any) -> str:
+        """Return the app id and the event's size."""
+        return describe(args[0], len(dumps(args[1])))
+
+
+def describe(app_id: object, size: int | None) -> str:
+    """Return what logs and Flower show of a job's arguments."""
+    return f"({app_id!r},)" if size is None else f"({app_id!r}, <{size} bytes>)"
+
+
+class JobRegistry(TaskRegistry):
+    """Finds the task of a job's name when it is first met, in whichever process that is.
+
+    Also a job that no installed app exports gets a task, which keeps the message until one does;
+    such a task is not kept, so that messages cannot fill the registry.
+    """
+
+    app: Celery
+
+    def __missing__(self, name: object) -> Task:
+        match = _JOB_TASK.match(name) if isinstance(name, str) else None
+        if match is None:
+            raise self.NotRegistered(name)
+        names = {"name": name, "app_name": match["app"], "job_name": match["job"]}
+        task = type("JobTask", (JobTask,), {"__module__": __name__, **names})()
+        task.bind(self.app)
+        task.__trace__ = build_tracer(name, task, self.app.loader, app=self.app)
+        if self.app.runtime.is_exported(match["app"], match["job"]):
+            self[name] = task
+        return task
+
+
+class JobSender:
+    """Brings jobs and events to the broker, through Celery."""
+
+    __slots__ = ("_app",)
+
+    def __init__(self, app: Celery) -> None:
+        self._app: Final = app
+
+    def measure(self, payload: object) -> int:
+        """Return the size of a payload as JSON, in bytes.
+
+        Raises:
+            PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
+        """
+        size = len(dumps(payload))
+        largest = self._app.runtime.settings.max_payload_bytes
+        if size > largest:
+            raise PayloadTooLargeError(
+                f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
+                "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
+            )
+        return size
+
+    def send(self, message: JobMessage) -> None:
+        """Enqueue a job.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        absent = message.payload is ABSENT
+        args = (message.app_id,) if absent else (message.app_id, message.payload)
+        self._publish(
+            task_name(message.app_name, message.job_name),
+            args,
+            describe(message.app_id, None if absent else message.payload_bytes),
+            task_id=message.id,
+            eta=message.eta,
+            countdown=message.countdown,
+        )
+
+    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
+        """Enqueue an event for the hooks.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id=task_id)
+
+    def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
+        try:
+            self._app.tasks[name].apply_async(args, argsrepr=argsrepr, **options)
+        except (KombuError, RedisError, OSError) as error:
+            with self._app.connection_for_write() as connection:
+                url = connection.as_uri()  # with its password masked
+            raise BrokerUnavailableError(
+                f"the broker {url} did not take {name}: {error}; see that it runs, and that "
+                "broker_url is right"
+            ) from error
