@@ -16,4 +16,9 @@ posthog_jobs_apps = {
             "every": float(os.environ.get("TEAPOT_EVERY", "30")),
         },
     },
+    "export": {
+        "module": "examples.retry_export",
+        "config": {"url": os.environ.get("EXPORT_URL", "http://127.0.0.1:8419/events")},
+        "enabled": "EXPORT_URL" in os.environ,
+    },
 }

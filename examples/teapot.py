@@ -26,14 +26,19 @@ jobs = {"continueSearchingForTheTeapot": continue_searching_for_the_teapot}
 
 async def look_for_the_teapot(request: dict[str, str], meta: Meta) -> None:
     """Look, and unless the teapot is there, look again later."""
-    async with httpx.AsyncClient(trust_env=False) as client:
-        response = await client.get(request["url"])
-    if response.status_code == TEAPOT:
-        meta.logger.info("found the teapot!")
-        return
+    try:
+        async with httpx.AsyncClient() as client:
+            response = await client.get(request["url"])
+    except httpx.TransportError as error:
+        answer = str(error)
+    else:
+        answer = f"HTTP {response.status_code}"
+        if response.status_code == TEAPOT:
+            meta.logger.info("found the teapot!")
+            return
     every = meta.config.get("every", 30)
     await meta.jobs.continueSearchingForTheTeapot(request).run_in(every, "seconds")
-    meta.logger.info("no teapot yet (HTTP %d)", response.status_code)
+    meta.logger.info("no teapot yet (%s); looking again in %g s", answer, every)
 
 
 async def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any]:

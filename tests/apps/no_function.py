@@ -1,0 +1,3 @@
+"""An app whose job is no function."""
+
+jobs = {"later": "in a while"}

@@ -1,0 +1,117 @@
+"""An app whose hooks and jobs note in `meta.cache` what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from posthog_jobs import RetryError, job
+
+if TYPE_CHECKING:
+    from posthog_jobs import Meta
+
+
+def note(meta: Meta, what: str, **details: Any) -> None:
+    """Keep what happened, when, and in which process."""
+    details |= {"what": what, "at": time.time(), "pid": os.getpid()}
+    meta.cache.lpush("notes", [details])
+
+
+def setup_plugin(meta: Meta) -> None:
+    meta.global_["ready"] = True
+    note(meta, "setup_plugin")
+
+
+def teardown_plugin(meta: Meta) -> None:
+    note(meta, "teardown_plugin")
+
+
+def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any] | None:
+    """Trigger the job that the event names, in the way that it names."""
+    properties = event["properties"]
+    if "trigger" in properties:
+        call = meta.jobs[properties["trigger"]](properties.get("payload"))
+        how, *arguments = properties.get("how", ["run_now"])
+        getattr(call, how)(*arguments)
+    if event["event"] == "drop":
+        return None
+    return {**event, "properties": {**properties, "seen_by": meta.app_id}}
+
+
+async def on_event(event: dict[str, Any], meta: Meta) -> None:
+    await asyncio.sleep(0)
+    count = await meta.cache.incr(f"on_event {event['event']}")
+    await meta.cache.lpush(
+        "notes", [{"what": "on_event", "event": event, "count": count, "at": time.time()}]
+    )
+    if event["event"] == "retry me" and count == 1:
+        raise RetryError("not now")
+
+
+@job
+def record(payload: object, meta: Meta) -> None:
+    note(meta, "record", payload=payload, ready=meta.global_["ready"], config=dict(meta.config))
+
+
+@job
+def record_nothing(meta: Meta) -> None:
+    note(meta, "record_nothing")
+
+
+@job(name="recordAsync")
+async def record_async(payload: object, meta: Meta) -> None:
+    loop = id(asyncio.get_running_loop())
+    thread = threading.current_thread().name
+    meta.cache.lpush(  # on purpose not awaited
+        "notes",
+        [
+            {
+                "what": "recordAsync",
+                "payload": payload,
+                "loop": loop,
+                "thread": thread,
+                "pid": os.getpid(),
+                "at": time.time(),
+            }
+        ],
+    )
+
+
+@job
+async def chain(payload: int, meta: Meta) -> None:
+    """Trigger itself until the payload is 0, without awaiting that."""
+    await meta.cache.lpush("notes", [{"what": "chain", "payload": payload, "at": time.time()}])
+    if payload > 0:
+        meta.jobs.chain(payload - 1).run_now()
+
+
+@job
+def slow(payload: float, meta: Meta) -> None:
+    note(meta, "slow started", payload=payload)
+    time.sleep(payload)
+    note(meta, "slow ended", payload=payload)
+
+
+@job
+def fail(payload: object, meta: Meta) -> None:
+    note(meta, "fail")
+    raise ValueError("this job fails")
+
+
+@job
+def fail_once(payload: object, meta: Meta) -> None:
+    """Fail for now at the first attempt."""
+    attempt = meta.cache.incr(f"fail_once {payload}")
+    note(meta, "fail_once", attempt=attempt)
+    if attempt == 1:
+        raise RetryError("not now")
+
+
+@job
+def wrong_job(meta: Meta) -> None:
+    """Trigger a job that the app does not export."""
+    note(meta, "wrong_job")
+    meta.jobs.no_such_job()
