@@ -1,0 +1,413 @@
+"""The channel: publishing into queue or schedule, and a worker's turns."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from contextlib import contextmanager
+from queue import Empty
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final
+
+from kombu.log import get_logger
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+from . import records, scripts
+from .keys import Keys
+from .lease import Lease
+from .outcome import Outcome, last_outcome
+from .qos import QoS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import ConnectionPool
+
+logger = get_logger("kombu.transport.redis")
+
+#: Most messages that a fetch asks for when the prefetch count is 0, that is, unlimited.
+UNLIMITED: Final = 100
+#: Seconds that one tick of the event loop may deliver; pools that run jobs inline block it.
+DELIVERY_BUDGET: Final = 0.005
+
+
+class DurableChannel:
+    """What our channels do differently; goes in front of one of kombu's Redis channels.
+
+    Attributes:
+        visibility_timeout: length of the lease, in seconds.
+        stock_visibility_timeout: age, in seconds, at which a message that a stock worker left in
+            `unacked` is restored. Must not be below the stock workers' own visibility timeout.
+    """
+
+    QoS = QoS
+    visibility_timeout: float = 60
+    stock_visibility_timeout: float = 3600
+
+    _fetching = False
+    _reply_lost = False
+    _lease: Lease | None = None
+    _shared: Any = None
+    _raw: Redis | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._buffer: deque[tuple[str, str, bytes]] = deque()
+        self._hungry = True
+        self._no_ack_queues: set[str] = set()
+        self._layout: tuple[Any, ...] = ()
+        self._head_at: float | None = None
+        super().__init__(*args, **kwargs)
+        self.keys = Keys(self.global_keyprefix)
+
+    # -- clients ----------------------------------------------------------------------------
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """kombu's hook for a client; one per channel, where kombu builds one per command."""
+        if client is None:
+            pool = self.pool
+            if self._shared is None or self._shared.connection_pool is not pool:
+                self._shared = self._create_client()
+            client = self._shared
+        yield client
+
+    @property
+    def raw(self) -> Redis:
+        """A client that prefixes no keys, for the scripts."""
+        pool = self.pool
+        if self._raw is None or self._raw.connection_pool is not pool:
+            self._raw = self._make_raw(pool)
+        return self._raw
+
+    @staticmethod
+    def _make_raw(pool: ConnectionPool) -> Redis:
+        provider = pool.connection_kwargs.get("credential_provider")
+        options = {"credential_provider": provider} if provider is not None else {}
+        return Redis(connection_pool=pool, **options)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease on what this channel fetched; made with the first fetch."""
+        if self._lease is None:
+            manager = self._sentinel_manager
+            pool = self._get_pool()
+            # kombu would close the Sentinel of the lease's pool with the channel, before its time
+            self._sentinel_manager = manager
+            self._lease = Lease(pool, self._make_raw, self.keys, self.visibility_timeout)
+            weakref.finalize(self, self._lease.close, ())
+        return self._lease
+
+    # -- publishing -------------------------------------------------------------------------
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Put a message into the schedule if it has a due time ahead or a key, else into its queue."""
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        headers = message.get("headers") or {}
+        batch = kwargs.get("_publish_batch")
+        due = records.due_of(headers)
+        if due is not None and due <= time() * 1000 and records.KEY_HEADER not in headers:
+            headers[records.DUE_HEADER], headers["eta"], due = due, None, None
+        if due is None and records.KEY_HEADER not in headers:
+            if batch is not None:
+                super()._put(queue, message, **kwargs)
+                batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
+                return
+            scripts.ENQUEUE(
+                self.raw, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)]
+            )
+        else:
+            keys, args = self._schedule_args(key, message, due or 0)
+            if batch is not None:
+                batch.add("eval", *self._eval_args(scripts.SCHEDULE, keys, args))
+            else:
+                status, name = scripts.SCHEDULE(self.raw, keys, args)
+                last_outcome.set(Outcome(status.decode(), name.decode()))
+        if queue in self._expires and batch is None:
+            with self.conn_or_acquire() as client:
+                self._maybe_update_queues_expire(client, queue)
+
+    def _schedule_args(
+        self, key: str, message: dict[str, Any], due: int
+    ) -> tuple[list[str], list[Any]]:
+        """KEYS and ARGV of `schedule.lua`."""
+        headers = message["headers"]
+        partition = records.partition_of(
+            str(headers.get(records.APP_HEADER, "")), str(headers.get("task", ""))
+        )
+        return [*self.keys.fixed, self.keys.queue(key)], [
+            self.keys.prefix,
+            records.identity(message),
+            due,
+            partition,
+            headers.get(records.KEY_HEADER, ""),
+            headers.get(records.IF_WAITING_HEADER, "replace"),
+            records.pack(message),
+        ]
+
+    @staticmethod
+    def _eval_args(script: scripts.Script, keys: list[str], args: list[Any]) -> list[Any]:
+        return [script.text, len(keys), *keys, *args]
+
+    # -- fetching ---------------------------------------------------------------------------
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Start to consume; also remembers whether the queue's messages are acknowledged."""
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        self._layout = ()
+        self._hungry = True
+
+    def _room(self) -> int:
+        """How many messages may be fetched now."""
+        qos = self.qos
+        if not qos.can_consume():
+            return 0
+        if "can_consume" in vars(qos):  # Celery's worker_disable_prefetch replaces it
+            return 0 if self._buffer else 1
+        limit = qos.prefetch_count or UNLIMITED
+        used = len(qos._delivered) - len(qos._dirty) if qos.prefetch_count else 0
+        return max(0, limit - used - len(self._buffer))
+
+    def _lay_out(self) -> tuple[list[str], list[str], list[str], str]:
+        """Names and keys to fetch from, wake lists, and which names are acknowledged."""
+        names = self._queue_cycle.consume(len(self.active_queues))
+        if not self._layout or self._layout[0] != names:
+            queues = [self._q_for_pri(name, step) for step in self.priority_steps for name in names]
+            self._layout = (
+                list(names),
+                [self.keys.queue(queue) for queue in queues],
+                [self.keys.wake(), *map(self.keys.wake, queues)],
+                "".join("n" if name in self._no_ack_queues else "y" for name in names),
+            )
+        return self._layout
+
+    def _turn_call(self, room: int, acks: list[str]) -> tuple[list[str], list[Any]]:
+        """KEYS and ARGV of `turn.lua`."""
+        names, queues, _, holds = self._lay_out()
+        lease = self.lease
+        fair = self.queue_order_strategy == "round_robin"
+        return (
+            [*self.keys.fixed, lease.inflight, *queues],
+            lease.turn_args(room, acks, group=len(names), fair=fair, holds=holds),
+        )
+
+    def turn(self) -> None:
+        """Acknowledge, promote and fetch at once, and deliver what was fetched."""
+        self._recover()
+        acks = self.lease.take_acks()
+        names = self._queue_cycle.consume(len(self.active_queues))
+        try:
+            keys, args = self._turn_call(self._room(), acks)
+            self._reply_lost = True
+            reply = scripts.TURN(self.raw, keys, args)
+            self._reply_lost = False
+        except BaseException:
+            self.lease.give_back(acks)
+            raise
+        self._accept(reply, list(names))
+        self.deliver()
+
+    def _recover(self) -> None:
+        if self._reply_lost:
+            self.lease.recover()
+            self._reply_lost = False
+
+    def _accept(self, reply: list[Any], names: list[str]) -> None:
+        """Take in the reply to a turn."""
+        lease = self.lease
+        if reply[1]:
+            lease.note(reply)
+        self._head_at = monotonic() + float(reply[0]) / 1000 if reply[0] else None
+        self._hungry = len(reply) > 2  # noqa: PLR2004 - the reply starts with two values
+        if not self._hungry:
+            if self._head_at is not None:
+                self.connection.cycle.arm(self, self._head_at)
+            return
+        group, used = len(names), set()
+        tags = []
+        for at in range(2, len(reply), 3):
+            name = names[(reply[at] - 7) % group]
+            tag = reply[at + 1].decode()
+            self._buffer.append((name, tag, reply[at + 2]))
+            used.add(name)
+            if name not in self._no_ack_queues:
+                tags.append(tag)
+        lease.hold(tags)
+        for name in used:
+            self._queue_cycle.rotate(name)
+
+    def deliver(self) -> None:
+        """Hand over what was fetched, for as long as a tick of the event loop may take."""
+        buffer, callbacks, qos = self._buffer, self.connection._callbacks, self.qos
+        run_ready = self.connection.cycle.run_ready
+        until = monotonic() + DELIVERY_BUDGET
+        while buffer and qos.can_consume():
+            name, tag, raw = buffer.popleft()
+            callback = callbacks.get(name)
+            if callback is None:  # cancelled meanwhile
+                self.lease.put_back([tag], front=True)
+                continue
+            message = self._readable(tag, raw)
+            if message is not None and not self._postpone(name, tag, message):
+                callback(message)
+                # In the solo pool the job has run by now, and the event loop holds its
+                # acknowledgement: it must not wait there for the jobs behind it.
+                run_ready()
+                if monotonic() >= until:
+                    break
+
+    def _readable(self, tag: str, raw: bytes) -> dict[str, Any] | None:
+        try:
+            message: dict[str, Any] = records.loads(raw)
+            message["properties"]["delivery_tag"] = tag
+        except (ValueError, TypeError, KeyError):
+            logger.exception("Not a message, kept in %s: %r", self.keys.unreadable, raw[:1000])
+            self.raw.lpush(self.keys.unreadable, raw)
+            self.lease.ack(tag)
+            return None
+        return message
+
+    def _postpone(self, name: str, tag: str, message: dict[str, Any]) -> bool:
+        """Move a message that a stock producer queued before its time into the schedule.
+
+        One that is due loses its `eta`, or Celery would send it through a timer.
+        """
+        headers = message.get("headers")
+        if not headers or not headers.get("eta"):
+            return False
+        due = records.due_of(headers)
+        if due is None:
+            return False
+        if due > time() * 1000 and name not in self._no_ack_queues:
+            key = self._q_for_pri(name, self._get_message_priority(message, reverse=False))
+            keys, args = self._schedule_args(key, message, due)
+            scripts.SCHEDULE(self.raw, [*keys, self.lease.inflight], [*args, tag])
+            self.lease.forget(tag)
+            return True
+        headers["eta"], headers[records.DUE_HEADER] = None, due
+        return False
+
+    # -- kombu's poller ---------------------------------------------------------------------
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Send a turn when there may be work, else wait for a call; neither blocks.
+
+        Named after what kombu's channel sends here. The reply makes the socket readable.
+        """
+        if not self.active_queues:
+            return
+        self._recover()
+        connection = self.client.connection
+        acks = self.lease.take_acks()
+        self._brpop_sent_at = monotonic()
+        if self._hungry or self._buffer or acks:
+            self._names = list(self._queue_cycle.consume(len(self.active_queues)))
+            keys, args = self._turn_call(self._room(), acks)
+            self._fetching, self._sent_acks = True, acks
+            self._in_poll = connection
+            connection.send_command("EVALSHA", scripts.TURN.sha, len(keys), *keys, *args)
+        else:
+            wakes = self._lay_out()[2]
+            self._in_poll = connection
+            connection.send_command("BLPOP", *wakes, timeout or self.brpop_timeout or 0)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Read the reply to what `_brpop_start` sent, and act on it."""
+        fetching, self._fetching = self._fetching, False
+        connection = self.client.connection
+        try:
+            try:
+                reply = self.client.parse_response(connection, "EVALSHA" if fetching else "BLPOP")
+            except NoScriptError:
+                self.lease.give_back(self._sent_acks)
+                self.raw.script_load(scripts.TURN.text)
+                self._hungry = True
+                return True
+            except self.connection_errors:
+                if fetching:
+                    self.lease.give_back(self._sent_acks)
+                    self._reply_lost = True
+                connection.disconnect()
+                raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if fetching:
+            had = bool(self._buffer)
+            self._accept(reply, self._names)
+            if not self._buffer and not had:
+                raise Empty
+            self.deliver()
+        else:
+            self.turn()
+        return True
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        if self._fetching and self._in_poll is connection:
+            self.lease.give_back(self._sent_acks)
+            self._fetching, self._reply_lost = False, True
+        super()._on_connection_disconnect(connection)
+
+    def on_due(self) -> None:
+        """The head of the schedule is due: take a turn beside the waiting connection."""
+        if self.closed or not self.active_queues or self._fetching or not self._room():
+            return
+        self.turn()
+
+    # -- direct access and closing ----------------------------------------------------------
+
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
+        """Fetch one message of a queue, or None."""
+        queues = [self.keys.queue(self._q_for_pri(queue, step)) for step in self.priority_steps]
+        args = self.lease.turn_args(1, [], group=1, fair=False, holds="n" if no_ack else "y")
+        reply = scripts.TURN(self.raw, [*self.keys.fixed, self.lease.inflight, *queues], args)
+        if len(reply) == 2:  # noqa: PLR2004 - the reply starts with two values
+            return None
+        tag = reply[3].decode()
+        if not no_ack:
+            self.lease.hold([tag])
+        raw = self._readable(tag, reply[4])
+        if raw is None:
+            return None
+        message = self.Message(raw, channel=self)
+        if not no_ack:
+            self.qos.append(message, tag)
+        return message
+
+    def close(self) -> None:
+        """Stop consuming, and put back what was fetched and is not running."""
+        if not self.closed:
+            client = self.__dict__.get("client")
+            if self._in_poll and client is not None:
+                self._in_poll, self._fetching = None, False
+                client.connection.disconnect()
+            if self._lease is not None:
+                self._buffer.clear()
+                self._lease.close(self.qos.running())
+                self.qos._flush()
+                self.qos._delivered.clear()
+        super().close()
+
+
+class Channel(DurableChannel, kombu_redis.Channel):
+    """Channel to one Redis server."""
+
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "stock_visibility_timeout",
+    )
+
+
+class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
+    """Channel to the server that Sentinel names."""
+
+    from_transport_options = (
+        *kombu_redis.SentinelChannel.from_transport_options,
+        "stock_visibility_timeout",
+    )

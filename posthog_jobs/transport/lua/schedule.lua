@@ -1,0 +1,38 @@
+-- Stores a message until it is due; one that is due already goes into its queue.
+--
+-- KEYS[1-5] see schedule_lib.lua    KEYS[6] queue
+-- KEYS[7] (optional) in-flight hash of the lease that holds this message: a worker fetched it from
+--         its queue and found that it is not due
+-- ARGV[2] id    ARGV[3] due, ms    ARGV[4] partition    ARGV[5] key or ''
+-- ARGV[6] 'replace' or 'keep': what a key that waits already means
+-- ARGV[7] message    ARGV[8] (with KEYS[7]) its tag in flight
+-- Reply   {what happened, id that waits now}: 'scheduled', 'replaced', 'kept', 'queued', or
+--         'lost' when the lease did not hold the message any more
+--
+-- Atomic, so that a message is in exactly one place and a key waits at most once. An id waits at
+-- most once too, which makes a resend after a lost reply harmless.
+local id, due, partition, key = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local now = now_ms()
+if KEYS[7] and redis.call('HDEL', KEYS[7], ARGV[8]) == 0 then return {'lost', id} end
+local status = 'scheduled'
+if key ~= '' then
+  local other = redis.call('HGET', KEYED, partition .. key)
+  if other and other ~= id then
+    if ARGV[6] == 'keep' then return {'kept', other} end
+    remove(other)
+    status = 'replaced'
+  end
+end
+remove(id)
+if due <= now then
+  redis.call('LPUSH', KEYS[6], message_of(ARGV[7], id, due))
+  wake(':' .. KEYS[6])
+  return {status == 'replaced' and status or 'queued', id}
+end
+local record = #KEYS[6] .. ':' .. KEYS[6] .. #partition .. ':' .. partition .. #key .. ':' .. key .. ARGV[7]
+redis.call('HSET', WAITING, id, record)
+redis.call('ZADD', PREFIX .. 'due:' .. partition, due, id)
+if key ~= '' then redis.call('HSET', KEYED, partition .. key, id) end
+redis.call('ZADD', HEADS, 'LT', due, partition)
+if due - now < HORIZON and redis.call('ZCOUNT', HEADS, '-inf', '(' .. ARGV[3]) == 0 then wake('') end
+return {status, id}

@@ -1,0 +1,103 @@
+"""How a message waits: the record of the schedule, its partition, and its due time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kombu.utils.json import dumps
+from kombu.utils.json import loads as kombu_loads
+
+#: Message headers of ours.
+APP_HEADER = "posthog_jobs_app"
+KEY_HEADER = "posthog_jobs_key"
+IF_WAITING_HEADER = "posthog_jobs_if_waiting"
+DUE_HEADER = "posthog_jobs_due"
+
+_ID, _TAG = "\x01", "\x02"  # raw control characters cannot occur in JSON
+
+
+def due_of(headers: Mapping[str, Any]) -> int | None:
+    """When a message is due, in ms since the epoch; None for one without a readable `eta`.
+
+    Rounded up, for nothing may run early. A naive `eta` is UTC, as Celery's own are.
+    """
+    eta = headers.get("eta")
+    if not eta:
+        return None
+    try:
+        moment = eta if isinstance(eta, datetime) else datetime.fromisoformat(eta)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return math.ceil(moment.timestamp() * 1000)
+    except (TypeError, ValueError, OverflowError):
+        return None  # Celery itself refuses it when the message arrives
+
+
+def partition_of(app_id: str, job: str) -> str:
+    """The part of the schedule that a job of an app waits in; two netstrings."""
+    return f"{len(app_id.encode())}:{app_id}{len(job.encode())}:{job}"
+
+
+def parse_partition(partition: bytes) -> tuple[str, str]:
+    """The app id and the task name that a partition is for."""
+    app_id, rest = _take(partition)
+    job, _ = _take(rest)
+    return app_id.decode(), job.decode()
+
+
+def pack(message: dict[str, Any]) -> str:
+    """The message as it is stored: without its `eta`, its id and tag left out where they repeat."""
+    message["headers"]["eta"] = None
+    text: str = dumps(message, separators=(",", ":"))
+    name = identity(message)
+    if json.dumps(name) == f'"{name}"':
+        text = text.replace(f'"{name}"', f'"{_ID}"')
+    tag = message["properties"]["delivery_tag"]
+    return text.replace(f'"delivery_tag":"{tag}"', f'"delivery_tag":"{_TAG}"')
+
+
+def identity(message: Mapping[str, Any]) -> str:
+    """The id that a message waits under: its task id, or its delivery tag if it is no task."""
+    return str(message["headers"].get("id") or message["properties"]["delivery_tag"])
+
+
+def loads(raw: bytes) -> Any:
+    """Decode a message; kombu's own way, which visits every object, only where it must."""
+    return kombu_loads(raw) if b"__type__" in raw else json.loads(raw)
+
+
+def _take(data: bytes) -> tuple[bytes, bytes]:
+    size, _, rest = data.partition(b":")
+    return rest[: int(size)], rest[int(size) :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the schedule stores for one id."""
+
+    queue: str
+    app_id: str
+    job: str
+    key: str | None
+    message: bytes
+
+    @classmethod
+    def parse(cls, task_id: str, data: bytes) -> Record:
+        """Read a value of the hash `waiting`; see `lua/schedule_lib.lua` for its shape."""
+        queue, data = _take(data)
+        partition, data = _take(data)
+        key, data = _take(data)
+        app_id, job = parse_partition(partition)
+        message = data.replace(_ID.encode(), task_id.encode()).replace(_TAG.encode(), b"")
+        return cls(
+            queue=queue.decode(),
+            app_id=app_id,
+            job=job,
+            key=key.decode() or None,
+            message=message,
+        )

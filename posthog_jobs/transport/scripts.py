@@ -1,0 +1,51 @@
+"""The Lua scripts: package data, sent once to a server and called by their hash afterwards."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoScriptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis import Redis
+
+_LUA = files(__package__) / "lua"
+
+
+class Script:
+    """One Lua script.
+
+    Args:
+        name: its file in `lua/`, without the suffix.
+        standalone: whether it does without what `schedule_lib.lua` defines.
+    """
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, name: str, *, standalone: bool = False) -> None:
+        parts = [name] if standalone else ["schedule_lib", name]
+        self.text = "".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts)
+        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: Redis, keys: list[str], args: Iterable[Any] = ()) -> Any:
+        """Run it, and return its reply. `client` must not prefix keys."""
+        try:
+            return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+        except NoScriptError:  # a server that restarted, or that we never spoke to
+            return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+ENQUEUE: Final = Script("enqueue", standalone=True)
+WAKE: Final = Script("wake", standalone=True)
+SCHEDULE: Final = Script("schedule")
+TURN: Final = Script("turn")
+PUT_BACK: Final = Script("put_back")
+CANCEL: Final = Script("cancel")
+CANCEL_SOME: Final = Script("cancel_some")
+RESCHEDULE: Final = Script("reschedule")
+PAGE: Final = Script("page")
+FORECAST: Final = Script("forecast")

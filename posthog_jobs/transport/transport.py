@@ -1,0 +1,64 @@
+"""The transport classes that kombu's aliases point at."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kombu.transport import redis as kombu_redis
+
+from .channel import Channel, SentinelChannel
+from .poller import Poller
+
+#: The transport option that switches our behaviour on.
+OPTION: Final = "posthog_jobs"
+
+
+class _Durable:
+    """What our transports do differently; goes in front of one of kombu's.
+
+    The alias of a URL scheme holds for the whole process, so making one of these for a connection
+    without our option makes kombu's own transport instead: other Celery apps notice nothing.
+    """
+
+    stock: type[Any]
+
+    def __new__(cls, client: Any, **kwargs: Any) -> Any:
+        """Make ours or kombu's, as the connection's transport options say."""
+        if client.transport_options.get(OPTION):
+            return super().__new__(cls)
+        return cls.stock(client, **kwargs)
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)  # type: ignore[call-arg]
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the event loop poll, as kombu does, but register a socket with it only once."""
+        cycle = connection.cycle
+        before = set(loop.on_tick)
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        for callback in set(loop.on_tick) - before:
+            loop.on_tick.discard(callback)
+        cycle.loop = loop
+
+        def on_poll_start() -> None:
+            cycle.on_poll_start()
+            for fd in cycle.fds:
+                if fd not in loop.readers:
+                    loop.add_reader(fd, self.on_readable, fd)  # type: ignore[attr-defined]
+
+        loop.on_tick.add(on_poll_start)
+
+
+class Transport(_Durable, kombu_redis.Transport):
+    """Redis, with a durable schedule."""
+
+    Channel = Channel
+    stock = kombu_redis.Transport
+
+
+class SentinelTransport(_Durable, kombu_redis.SentinelTransport):
+    """Redis behind Sentinel, with a durable schedule."""
+
+    Channel = SentinelChannel
+    stock = kombu_redis.SentinelTransport
