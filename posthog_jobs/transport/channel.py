@@ -246,7 +246,7 @@ class DurableChannel:
         """Hand over what was fetched, for as long as a tick of the event loop may take."""
         buffer, callbacks, qos = self._buffer, self.connection._callbacks, self.qos
         run_ready = self.connection.cycle.run_ready
-        until = monotonic() + DELIVERY_BUDGET
+        until, low = monotonic() + DELIVERY_BUDGET, len(buffer) // 2
         while buffer and qos.can_consume():
             name, tag, raw = buffer.popleft()
             callback = callbacks.get(name)
@@ -259,6 +259,8 @@ class DurableChannel:
                 # In the solo pool the job has run by now, and the event loop holds its
                 # acknowledgement: it must not wait there for the jobs behind it.
                 run_ready()
+                if len(buffer) <= low and self._hungry and not self._in_poll:
+                    self._brpop_start()  # Redis fetches more while the rest is worked off
                 if monotonic() >= until:
                     break
 
