@@ -73,6 +73,10 @@ class PayloadTooLargeError(PayloadError):
     """A payload is larger than `posthog_jobs_max_payload_bytes`."""
 
 
+class CursorError(PostHogJobsError, ValueError):
+    """A cursor given to `Schedule.list` does not come from a page of it."""
+
+
 class EventError(PostHogJobsError, ValueError):
     """An event is not a mapping with a name, or belongs to no team."""
 

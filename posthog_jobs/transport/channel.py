@@ -115,9 +115,7 @@ class DurableChannel:
                 super()._put(queue, message, **kwargs)
                 batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
                 return
-            scripts.ENQUEUE(
-                self.raw, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)]
-            )
+            scripts.ENQUEUE(self.raw, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)])
         else:
             keys, args = self._schedule_args(key, message, due or 0)
             if batch is not None:

@@ -1,0 +1,350 @@
+"""What waits: list it, count it, cancel it, move it, and see what comes due when.
+
+Works on the transport's keys alone, so any process that reaches the broker can steer. A job waits
+here from the call that sends it until it is due; then it is in its queue and Celery's to control
+(`app.control.revoke`). The answers of this module say which of the two it was.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import CursorError, NaiveDatetimeError
+from .transport import scripts
+from .transport.keys import Keys
+from .transport.records import Record, parse_partition, partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from redis import Redis
+
+#: Partitions per script call, and jobs per batch of `cancel_all`: each is short for the server.
+_PARTITIONS: Final = 200
+_BATCH: Final = 500
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS: Final = timedelta(milliseconds=1)
+_PERIODS: Final = {
+    "minute": 60_000,
+    "hour": 3_600_000,
+    "day": 86_400_000,
+    "week": 7 * 86_400_000,
+    "month": 30 * 86_400_000,
+}
+
+
+class Steered(Enum):
+    """What a steering call did."""
+
+    #: It waited, and does not any more.
+    CANCELLED = "cancelled"
+    #: It waits still, for another time.
+    RESCHEDULED = "rescheduled"
+    #: It waited, and is in its queue now.
+    QUEUED = "queued"
+    #: It had been due and left for its queue: it may be there, running, or done. Nothing changed.
+    PROMOTED = "promoted"
+    #: Nothing waits under this id, and nothing was promoted under it lately. Nothing changed.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingJob:
+    """A job that waits.
+
+    Attributes:
+        id: task id.
+        app_id: app id; empty for a Celery task that is no job.
+        job: task name, `posthog_jobs.<app name>.<job name>`.
+        due: when it is due, in UTC.
+        key: the key it waits under, if it has one.
+        queue: Redis list that it will go to.
+        raw: the message, JSON in Celery's protocol 2.
+    """
+
+    id: str
+    app_id: str
+    job: str
+    due: datetime
+    key: str | None
+    queue: str
+    raw: bytes
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message, decoded: `headers`, `properties`, and the still encoded `body`."""
+        decoded: dict[str, Any] = json.loads(self.raw)
+        return decoded
+
+    @property
+    def body(self) -> bytes:
+        """The message's body as its serializer made it: args, kwargs and callbacks."""
+        message = self.message
+        body: str = message["body"]
+        if message["properties"].get("body_encoding") == "base64":
+            return base64.b64decode(body)
+        return body.encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some of what waits, in the order in which it is due; `cursor` leads on, None at the end."""
+
+    jobs: tuple[WaitingJob, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How many come due when; each period begins where the one before ends.
+
+    Attributes:
+        minute: due within a minute, or overdue.
+        hour: within an hour, but not within a minute; and so on. A month is 30 days.
+        late: by how much the first is overdue; zero when nothing is.
+    """
+
+    minute: int
+    hour: int
+    day: int
+    week: int
+    month: int
+    later: int
+    late: timedelta
+
+    @property
+    def total(self) -> int:
+        """How many wait."""
+        return self.minute + self.hour + self.day + self.week + self.month + self.later
+
+
+class Schedule:
+    """What waits on one broker.
+
+    Args:
+        client: a Redis client for the broker's database; its replies must be bytes.
+        global_keyprefix: kombu's transport option of that name, if the app sets it.
+    """
+
+    def __init__(self, client: Redis, *, global_keyprefix: str = "") -> None:
+        self._client = client
+        self._keys = Keys(global_keyprefix)
+
+    # -- look -------------------------------------------------------------------------------
+
+    def get(self, task_id: str) -> WaitingJob | None:
+        """The job that waits under this id, or None."""
+        found = self._load([task_id])
+        return found[0] if found else None
+
+    def list(
+        self,
+        *,
+        app_id: str | None = None,
+        job: str | None = None,
+        before: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Some of what waits, the first due first.
+
+        Args:
+            app_id: of this app only.
+            job: of this task name only.
+            before: due before this moment only; aware.
+            limit: how many at most.
+            cursor: `Page.cursor` of the page before.
+
+        Raises:
+            NaiveDatetimeError: `before` has no time zone.
+            CursorError: `cursor` is none of ours.
+        """
+        due, after = _parse_cursor(cursor)
+        until = None if before is None else _milliseconds(before, "before")
+        partitions = self._partitions(app_id, job)
+        first = self._page(partitions, 1, due, after)
+        # Only partitions whose first is among the first `limit` can have anything on this page.
+        nearest = sorted(
+            (rows[0], part) for rows, part in zip(first, partitions, strict=True) if rows
+        )
+        chosen = [part for _, part in nearest[:limit]]
+        rows = sorted(row for rows in self._page(chosen, limit + 1, due, after) for row in rows)
+        if until is not None:
+            rows = [row for row in rows if row[0] < until]
+        page, more = rows[:limit], len(rows) > limit
+        return Page(
+            jobs=tuple(self._load([task_id for _, task_id in page])),
+            cursor=_make_cursor(*page[-1]) if more and page else None,
+        )
+
+    def count(
+        self,
+        *,
+        app_id: str | None = None,
+        job: str | None = None,
+        before: datetime | None = None,
+    ) -> int:
+        """How many wait; see `list` for the filters."""
+        if app_id is None and job is None and before is None:
+            return int(self._client.hlen(self._keys.waiting))
+        pipe = self._client.pipeline(transaction=False)
+        for partition in self._partitions(app_id, job):
+            if before is None:
+                pipe.zcard(self._keys.due(partition))
+            else:
+                until = _milliseconds(before, "before")
+                pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
+        return sum(pipe.execute())
+
+    def forecast(self, *, app_id: str | None = None, job: str | None = None) -> Forecast:
+        """How many come due in the next minute, hour, day, week, month, and later."""
+        totals = [0] * (len(_PERIODS) + 1)
+        periods = [len(_PERIODS), *_PERIODS.values()]
+        for some in _chunks(self._partitions(app_id, job), _PARTITIONS):
+            counts = self._run(scripts.FORECAST, *periods, *some)
+            totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        steps = [later - earlier for earlier, later in zip([0, *totals], totals, strict=False)]
+        names = (*_PERIODS, "later")
+        return Forecast(late=self._late(app_id, job), **dict(zip(names, steps, strict=True)))
+
+    # -- steer ------------------------------------------------------------------------------
+
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule: CANCELLED, PROMOTED or UNKNOWN.
+
+        After CANCELLED it never runs. After PROMOTED it may be running; revoke it with Celery.
+        """
+        return Steered(self._run(scripts.CANCEL, task_id).decode())
+
+    def cancel_all(self, *, app_id: str, job: str | None = None) -> int:
+        """Take all jobs of an app, or of one of its task names, out of the schedule.
+
+        In batches, so that Redis answers others meanwhile. Returns how many there were.
+        """
+        cancelled = 0
+        for partition in self._partitions(app_id, job):
+            while taken := self._run(scripts.CANCEL_SOME, partition, _BATCH):
+                cancelled += taken
+        return cancelled
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job to another time: RESCHEDULED, QUEUED (`at` is past), PROMOTED or UNKNOWN.
+
+        Raises:
+            NaiveDatetimeError: `at` has no time zone.
+        """
+        return Steered(self._run(scripts.RESCHEDULE, task_id, _milliseconds(at, "at")).decode())
+
+    def run_now(self, task_id: str) -> Steered:
+        """Send a job to its queue before its time: QUEUED, PROMOTED or UNKNOWN."""
+        return Steered(self._run(scripts.RESCHEDULE, task_id, 0).decode())
+
+    # -- inner ------------------------------------------------------------------------------
+
+    def _run(self, script: scripts.Script, *args: Any) -> Any:
+        return script(self._client, self._keys.fixed, [self._keys.prefix, *args])
+
+    def _partitions(self, app_id: str | None, job: str | None) -> Sequence[bytes]:
+        if app_id is not None and job is not None:
+            return [partition_of(app_id, job).encode()]
+        partitions: Sequence[bytes] = self._client.zrange(self._keys.heads, 0, -1)
+        if app_id is None and job is None:
+            return partitions
+        wanted = []
+        for partition in partitions:
+            app, name = parse_partition(partition)
+            if app_id in (None, app) and job in (None, name):
+                wanted.append(partition)
+        return wanted
+
+    def _page(
+        self, partitions: Sequence[bytes], limit: int, due: int, after: str
+    ) -> list[list[tuple[int, str]]]:
+        pages = []
+        for some in _chunks(partitions, _PARTITIONS):
+            for found in self._run(scripts.PAGE, limit, due, after, *some):
+                pairs = zip(found[1::2], found[::2], strict=True)
+                pages.append([(int(score), task_id.decode()) for score, task_id in pairs])
+        return pages
+
+    def _load(self, ids: list[str]) -> list[WaitingJob]:
+        """Read what waits under these ids; what was promoted meanwhile is left out."""
+        if not ids:
+            return []
+        jobs = []
+        parsed = []
+        for task_id, data in zip(ids, self._client.hmget(self._keys.waiting, ids), strict=True):
+            if data is not None:
+                parsed.append((task_id, Record.parse(task_id, data)))
+        pipe = self._client.pipeline(transaction=False)
+        for task_id, record in parsed:
+            pipe.zscore(self._keys.due(partition_of(record.app_id, record.job)), task_id)
+        for (task_id, record), due in zip(parsed, pipe.execute(), strict=True):
+            if due is not None:
+                jobs.append(
+                    WaitingJob(
+                        id=task_id,
+                        app_id=record.app_id,
+                        job=record.job,
+                        due=_EPOCH + int(due) * _MS,
+                        key=record.key,
+                        queue=record.queue,
+                        raw=record.message,
+                    )
+                )
+        return jobs
+
+    def _late(self, app_id: str | None, job: str | None) -> timedelta:
+        partitions = self._partitions(app_id, job) if app_id or job else None
+        if partitions is None:
+            heads = [
+                score for _, score in self._client.zrange(self._keys.heads, 0, 0, withscores=True)
+            ]
+        else:
+            pipe = self._client.pipeline(transaction=False)
+            for partition in partitions:
+                pipe.zscore(self._keys.heads, partition)
+            heads = [score for score in pipe.execute() if score is not None]
+        if not heads:
+            return timedelta()
+        seconds, micros = self._client.time()
+        late = seconds * 1000 + micros // 1000 - int(min(heads))
+        return max(timedelta(), late * _MS)
+
+
+def _chunks(items: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _milliseconds(moment: datetime, name: str) -> int:
+    """Milliseconds since the epoch, rounded up: nothing runs early."""
+    if moment.tzinfo is None:
+        raise NaiveDatetimeError(
+            f"{name}={moment.isoformat()} has no time zone; "
+            f"say {name}={moment.isoformat()}.replace(tzinfo=timezone.utc) if it is UTC"
+        )
+    return -((_EPOCH - moment) // _MS)
+
+
+def _make_cursor(due: int, task_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{due}:{task_id}".encode()).decode()
+
+
+def _parse_cursor(cursor: str | None) -> tuple[int, str]:
+    if cursor is None:
+        return 0, ""
+    try:
+        due, found, task_id = base64.urlsafe_b64decode(cursor).decode().partition(":")
+        if not found:
+            raise ValueError(cursor)
+        return int(due), task_id
+    except ValueError as exc:
+        raise CursorError(
+            f"{cursor!r} is no cursor of this list; pass Page.cursor as it is"
+        ) from exc

@@ -1,0 +1,146 @@
+"""Messages wait on the broker until they are due, whoever sent them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from posthog_jobs.schedule import Schedule
+
+from .processes import until
+
+if TYPE_CHECKING:
+    from .processes import Site
+
+POOLS = ["solo", "threads", "prefork"]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_runs_what_is_due_now_and_later(site: Site, pool: str) -> None:
+    """In each pool a message that is due runs at once, and a later one when it is due."""
+    app = site.app()
+    site.worker(pool)
+    app.send_task("run", args=["now"])
+    due = time.time() + 1.5
+    app.send_task("clock", args=[due], eta=datetime.fromtimestamp(due, UTC))
+    until(lambda: site.noted() == ["now"], seconds=1)
+    (late,) = until(lambda: site.noted("late"))
+    assert 0 <= late < 0.25
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_retry_waits_on_the_broker(site: Site, pool: str) -> None:
+    """`self.retry` goes through the schedule and counts as Celery counts."""
+    site.worker(pool)
+    site.app().send_task("again", args=[2])
+    until(lambda: site.noted() == [0, 1, 2])
+
+
+def test_a_long_delay_outlives_the_lease(site: Site) -> None:
+    """A job due in 3 s, two workers and a visibility timeout of 1 s: it runs once."""
+    for _ in range(2):
+        site.start("solo", visibility_timeout=1)
+    for worker in site.workers:
+        worker.ready()
+    due = time.time() + 3
+    site.app().send_task("clock", args=[due], eta=datetime.fromtimestamp(due, UTC))
+    until(lambda: site.noted("late"))
+    until(lambda: time.time() > due + 1.5)
+    (late,) = site.noted("late")
+    assert 0 <= late < 0.25
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_long_job_outlives_the_lease(site: Site, pool: str) -> None:
+    """A job that runs for 5 leases runs once, though another worker looks for dead ones."""
+    for _ in range(2):
+        site.start(pool, visibility_timeout=1)
+    for worker in site.workers:
+        worker.ready()
+    site.app().send_task("slow", args=["long", 5])
+    until(lambda: site.noted())
+    until(lambda: not site.redis.keys("posthog_jobs:inflight:*"))
+    assert site.noted("started") == ["long"]
+
+
+def test_years_ahead_has_no_ttl(site: Site) -> None:
+    """Nothing that waits has a time to live, however far ahead it is due."""
+    site.app().send_task("run", eta=datetime(2200, 1, 1, tzinfo=UTC), task_id="far")
+    job = Schedule(site.redis).get("far")
+    assert job is not None
+    assert job.due == datetime(2200, 1, 1, tzinfo=UTC)
+    ttls = {key: site.redis.ttl(key) for key in site.redis.keys("posthog_jobs:*") if b"wake" not in key}
+    assert set(ttls.values()) == {-1}
+
+
+def test_a_sooner_job_wakes_a_sleeping_worker(site: Site) -> None:
+    """A worker that sleeps until a later job is called for one that is due sooner."""
+    app = site.app()
+    site.worker("solo")
+    app.send_task("run", args=["later"], countdown=60)
+    for _ in range(3):
+        due = time.time() + 0.3
+        app.send_task("clock", args=[due], eta=datetime.fromtimestamp(due, UTC))
+        count = len(site.noted("late"))
+        until(lambda count=count: len(site.noted("late")) > count)
+    assert all(0 <= late < 0.1 for late in site.noted("late"))
+
+
+def test_stock_eta_messages_in_the_queue_are_deferred(site: Site) -> None:
+    """A message that a stock producer queued before its time waits on the broker, not in memory."""
+    due = time.time() + 2
+    eta = datetime.fromtimestamp(due, UTC)
+    stock = site.app(stock=True)
+    stock.send_task("clock", args=[due], eta=eta, task_id="early")
+    stock.send_task("run", args=["past"], eta=eta - timedelta(hours=1))
+    site.worker("solo")
+    until(lambda: site.noted() == ["past"])
+    waiting = until(lambda: Schedule(site.redis).get("early"))
+    assert waiting.due == eta.replace(microsecond=eta.microsecond // 1000 * 1000) + timedelta(
+        milliseconds=1 if eta.microsecond % 1000 else 0
+    )
+    (late,) = until(lambda: site.noted("late"))
+    assert 0 <= late < 0.25
+
+
+def test_thousands_due_at_one_instant(site: Site) -> None:
+    """5,000 jobs due at one instant drain at the ordinary rate, and no call of Redis is slow."""
+    app = site.app()
+    site.worker("solo")
+    due = datetime.now(UTC) + timedelta(seconds=6)
+    with app.producer_pool.acquire(block=True) as producer:
+        for _ in range(2000):
+            app.send_task("noop", eta=due, producer=producer)
+    site.redis.config_resetstat()
+    site.redis.config_set("slowlog-log-slower-than", 20_000)
+    site.redis.slowlog_reset()
+    assert Schedule(site.redis).count() == 2000
+    until(lambda: datetime.now(UTC) >= due)
+    until(lambda: Schedule(site.redis).count() == 0 and not site.redis.exists("celery"))
+    assert (datetime.now(UTC) - due).total_seconds() < 5
+    assert site.redis.slowlog_get() == []
+
+
+def test_waiting_jobs_cost_a_worker_nothing(site: Site) -> None:
+    """A worker's memory does not grow with 20,000 jobs that wait."""
+    app = site.app()
+    worker = site.worker("solo")
+    process = psutil.Process(worker.process.pid)
+    app.send_task("run", args=[0], countdown=3600, task_id="template")
+    app.send_task("run", args=["warm"])
+    until(site.noted)
+    before = process.memory_info().rss
+    record = site.redis.hget("posthog_jobs:waiting", "template")
+    partition = site.redis.zrange("posthog_jobs:heads", 0, 0)[0]
+    due = time.time() * 1000 + 3_600_000
+    for first in range(0, 20_000, 1000):
+        ids = [f"{n:036}" for n in range(first, first + 1000)]
+        site.redis.hset("posthog_jobs:waiting", mapping=dict.fromkeys(ids, record))
+        site.redis.zadd(b"posthog_jobs:due:" + partition, dict.fromkeys(ids, due))
+    app.send_task("run", args=["after"])
+    until(lambda: "after" in site.noted())
+    assert process.memory_info().rss - before < 2_000_000
