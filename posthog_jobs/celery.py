@@ -15,6 +15,7 @@ from uuid import uuid4
 from celery import Celery, signals
 from kombu.transport import TRANSPORT_ALIASES
 
+from posthog_jobs import transport
 from posthog_jobs.embedded import EmbeddedServer
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.events import check_event
@@ -36,6 +37,9 @@ DEFAULTS: Final = {
     "worker_consumer": "posthog_jobs.worker:JobConsumer",
     "broker_connection_retry_on_startup": True,
 }
+
+
+transport.install()
 
 
 class PostHogJobs(Celery):
@@ -133,22 +137,16 @@ class PostHogJobs(Celery):
         conf.maps.insert(-1, DEFAULTS)  # over Celery's defaults, under all that is configured
         return conf
 
-    def _connection(self, url: str | None, **options: Any) -> Connection:
+    def _connection(self, url: str | list[str] | None, **options: Any) -> Connection:
         if url is None and not self.conf.broker_transport:
             server = EmbeddedServer.of_user()
             server.start()
             url = self.conf.broker_url = server.url
-        if url == "":
-            raise ConfigurationError(
-                "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
-                "embedded Redis"
-            )
-        scheme = (url or "").partition("://")[0].partition("+")[0]
-        if "://" in (url or "") and scheme not in TRANSPORT_ALIASES and "." not in scheme:
-            raise ConfigurationError(
-                f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, "
-                "rediss://, redis+socket://, sentinel:// or amqp://"
-            )
+        scheme = _scheme(url)
+        if scheme in transport.ALIASES:
+            # only connections of this app have the option, so only they get our transport
+            given = options.get("transport_options") or {}
+            options["transport_options"] = {**given, transport.OPTION: True}
         return super()._connection(url, **options)
 
     def _store_connection(self, url: str | None) -> Connection:
@@ -163,6 +161,28 @@ class PostHogJobs(Celery):
     def _tear_down(self, **_: Any) -> None:
         if self._runtime is not None:
             self._runtime.tear_down()
+
+
+def _scheme(url: str | list[str] | None) -> str:
+    """Return the first broker's URL scheme, without the part that says it is a socket.
+
+    Raises:
+        ConfigurationError: the URL is empty, or its scheme is of no broker.
+    """
+    first = url[0] if isinstance(url, list) else url
+    if first == "":
+        raise ConfigurationError(
+            "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
+            "embedded Redis"
+        )
+    scheme, found, _ = (first or "").partition("://")
+    scheme = scheme.partition("+")[0]
+    if found and scheme not in TRANSPORT_ALIASES and "." not in scheme:
+        raise ConfigurationError(
+            f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, rediss://, "
+            "redis+socket://, sentinel:// or amqp://"
+        )
+    return scheme
 
 
 def _check_json_only(conf: Any) -> None:

@@ -24,8 +24,7 @@ LEASE = 3  # seconds
 
 @pytest.fixture
 def settings(settings: dict[str, Any]) -> dict[str, Any]:
-    restore = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
-    return {**settings, "broker_transport_options": {"visibility_timeout": LEASE, **restore}}
+    return {**settings, "broker_transport_options": {"visibility_timeout": LEASE}}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
@@ -36,7 +35,7 @@ def test_killed_in_the_middle_of_a_job_it_runs_in_another_worker(
     pool: str,
 ) -> None:
     """Delivery: a job whose worker is killed with SIGKILL runs again in another worker."""
-    jobs_app.meta_for("recorder").jobs.slow(1.5).run_now()
+    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1.5}).run_now()
     wait_for(jobs_app, "slow started")
     celery_setup.worker.kill()
     assert notes(jobs_app, "slow ended") == []
@@ -52,7 +51,7 @@ def test_a_killed_pool_process_does_not_lose_its_job(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
     """Delivery: a job whose pool process is killed runs again in the same worker."""
-    jobs_app.meta_for("recorder").jobs.slow(1.5).run_now()
+    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1.5}).run_now()
     (started,) = wait_for(jobs_app, "slow started")
     assert started["pid"] != celery_setup.worker.container.pid
     os.kill(started["pid"], signal.SIGKILL)
@@ -67,7 +66,7 @@ def test_a_worker_that_stops_ends_its_job_and_tears_down(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
     """Hooks: setup_plugin once per process, teardown_plugin when it stops; jobs end before."""
-    jobs_app.meta_for("recorder").jobs.slow(1).run_now()
+    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1}).run_now()
     (started,) = wait_for(jobs_app, "slow started")
 
     celery_setup.worker.kill("SIGTERM")

@@ -83,22 +83,22 @@ def test_task_routes_route_a_job(default_redis_broker: RedisProcess) -> None:
     assert client.llen("recorders") == 1
 
 
+@pytest.mark.parametrize("pool", ["prefork"])
 def test_inspect_shows_jobs_and_no_payload(
-    jobs_app: PostHogJobs, celery_setup: CeleryTestSetup
+    jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
     """Task shape: `inspect` lists the jobs, and shows size and app id of what runs."""
-    inspect = jobs_app.control.inspect(timeout=5)
+    inspect = jobs_app.control.inspect(timeout=1)
     (registered,) = poll("an answer", inspect.registered).values()
     assert "posthog_jobs.recorder.recordAsync" in registered
     assert "posthog_jobs.capture" in registered
 
-    jobs_app.meta_for("recorder").jobs.record({"password": SECRET}).run_in(1, "hour")
-    (scheduled,) = poll(
-        "a waiting job", lambda: [s for s in (inspect.scheduled() or {}).values() if s]
-    )
+    jobs_app.meta_for("recorder").jobs.slow({"seconds": 3, "password": SECRET}).run_now()
+    (active,) = poll("a running job", lambda: [a for a in (inspect.active() or {}).values() if a])
 
-    assert scheduled[0]["request"]["args"] == "('recorder', <23 bytes>)"
-    assert SECRET not in json.dumps(scheduled)
+    assert active[0]["args"] == "('recorder', <37 bytes>)"
+    assert active[0]["name"] == "posthog_jobs.recorder.slow"
+    assert SECRET not in json.dumps(active)
     assert SECRET not in celery_setup.worker.logs()
 
 

@@ -7,13 +7,19 @@ Celery's protocol 2, so stock producers and workers keep working on the same Red
 
 from __future__ import annotations
 
+from typing import Final
+
 import kombu.transport
 
 from .keys import Keys
 
-__all__ = ["Keys", "install"]
+__all__ = ["ALIASES", "OPTION", "Keys", "install"]
 
-_ALIASES = {
+#: The transport option that switches our behaviour on.
+OPTION: Final = "posthog_jobs"
+
+#: kombu's URL schemes of Redis → our transport.
+ALIASES: Final = {
     "redis": "posthog_jobs.transport.transport:Transport",  # also redis+socket://
     "rediss": "posthog_jobs.transport.transport:Transport",
     "sentinel": "posthog_jobs.transport.transport:SentinelTransport",
@@ -25,7 +31,7 @@ def install() -> None:
 
     It behaves as kombu's own unless `broker_transport_options` has `posthog_jobs=True`.
     """
-    for scheme, path in _ALIASES.items():
+    for scheme, path in ALIASES.items():
         if kombu.transport.TRANSPORT_ALIASES.get(scheme) != path:
             kombu.transport.TRANSPORT_ALIASES[scheme] = path
             kombu.transport._transport_cache.pop(scheme, None)

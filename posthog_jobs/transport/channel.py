@@ -195,8 +195,8 @@ class DurableChannel:
             lease.turn_args(room, acks, group=len(names), fair=fair, holds=holds),
         )
 
-    def turn(self) -> None:
-        """Acknowledge, promote and fetch at once, and deliver what was fetched."""
+    def turn(self) -> bool:
+        """Acknowledge, promote and fetch at once, and deliver; tell whether there was anything."""
         self._recover()
         acks = self.lease.take_acks()
         names = self._queue_cycle.consume(len(self.active_queues))
@@ -209,7 +209,9 @@ class DurableChannel:
             self.lease.give_back(acks)
             raise
         self._accept(reply, list(names))
+        found = bool(self._buffer)
         self.deliver()
+        return found
 
     def _recover(self) -> None:
         if self._reply_lost:
@@ -344,8 +346,8 @@ class DurableChannel:
             if not self._buffer and not had:
                 raise Empty
             self.deliver()
-        else:
-            self.turn()
+        elif not self.turn():
+            raise Empty  # or a consumer that waits for so long and no longer would wait on
         return True
 
     def _on_connection_disconnect(self, connection: Any) -> None:

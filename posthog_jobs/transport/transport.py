@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
+from . import OPTION
 from .channel import Channel, SentinelChannel
 from .poller import Poller
 
-#: The transport option that switches our behaviour on.
-OPTION: Final = "posthog_jobs"
 
 
 class _Durable:

@@ -89,10 +89,10 @@ async def chain(payload: int, meta: Meta) -> None:
 
 
 @job
-def slow(payload: float, meta: Meta) -> None:
-    note(meta, "slow started", payload=payload)
-    time.sleep(payload)
-    note(meta, "slow ended", payload=payload)
+def slow(payload: dict[str, Any], meta: Meta) -> None:
+    note(meta, "slow started")
+    time.sleep(payload["seconds"])
+    note(meta, "slow ended")
 
 
 @job
