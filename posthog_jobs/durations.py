@@ -38,6 +38,8 @@ LAST_DUE: Final = datetime(9999, 12, 31, tzinfo=UTC)
 
 #: Of any unit, more than there is time until then.
 _FARTHEST: Final = 10**15
+#: Of any unit, less than half a microsecond.
+_NOTHING: Final = 1e-13
 _MICROSECOND: Final = timedelta(microseconds=1)
 _SHOWN_BITS: Final = 128
 
@@ -69,9 +71,11 @@ def due_in(number: Number, unit: str, *, now: datetime) -> datetime:
     _check_number(number, unit)
     start = now.astimezone(UTC)
     if number <= _FARTHEST:
+        if singular in CALENDAR_UNITS:
+            _check_whole(number, unit)
         try:
             if singular in CALENDAR_UNITS:
-                due = start + _months(number, unit, CALENDAR_UNITS[singular])
+                due = start + relativedelta(months=int(number) * CALENDAR_UNITS[singular])
             else:
                 due = start + _span(number, FIXED_UNITS[singular])
         except (OverflowError, ValueError):
@@ -142,7 +146,10 @@ def _check_number(number: Number, unit: str) -> None:
             f"run_in takes a number of {unit}, not {type(number).__name__}; "
             "for example run_in(30, 'seconds')"
         )
-    if isinstance(number, (float, Decimal)) and not math.isfinite(number):
+    # a Decimal tells by itself: math.isfinite makes a float of it, which has less room
+    if isinstance(number, Decimal) and not number.is_finite():
+        raise DurationError(f"run_in({number}, {unit!r}) is no duration; use a finite number")
+    if isinstance(number, float) and not math.isfinite(number):
         raise DurationError(f"run_in({number}, {unit!r}) is no duration; use a finite number")
     if number < 0:
         raise DurationError(
@@ -150,16 +157,17 @@ def _check_number(number: Number, unit: str) -> None:
         )
 
 
-def _months(number: Number, unit: str, months: int) -> relativedelta:
+def _check_whole(number: Number, unit: str) -> None:
     if number != int(number):
         raise DurationError(
             f"run_in({_shown(number)}, {unit!r}): {unit} differ in length, so they take whole "
             "numbers; use one, or days"
         )
-    return relativedelta(months=int(number) * months)
 
 
 def _span(number: Number, length: timedelta) -> timedelta:
+    if number < _NOTHING:  # before a Decimal such as 1e-999999999 becomes a Fraction
+        return timedelta(0)
     return timedelta(microseconds=round(Fraction(number) * (length // _MICROSECOND)))
 
 
@@ -167,4 +175,7 @@ def _shown(number: Number) -> str:
     """Return the number for a message, short where a wrong one has thousands of digits."""
     if isinstance(number, int) and number.bit_length() > _SHOWN_BITS:
         return f"an integer of {number.bit_length()} bits"
-    return str(number)[:40]
+    try:
+        return str(number)[:40]
+    except ValueError:  # a Fraction of more digits than Python writes
+        return "a fraction of thousands of digits"
