@@ -40,7 +40,7 @@ HOOKS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
 #: The hooks that this version runs; an app that has another is loaded with a warning.
 RUN_HOOKS: Final = frozenset({"setup_plugin", "teardown_plugin", "process_event", "on_event"})
 
-_JOB_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_JOB_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _MARK: Final = "__posthog_job__"
 _MARKED: Final = "__posthog_jobs__"
 
@@ -140,6 +140,9 @@ def define_app(name: str, source: str, namespace: dict[str, Any]) -> AppDefiniti
             f"{app} exports neither jobs nor hooks, so it is no app; add `jobs = {{…}}` or a hook "
             f"such as process_event(event, meta)"
         )
+    # taken out, so that a module that is loaded again starts afresh; kept until here, so that
+    # one that is refused is refused again
+    namespace.pop(_MARKED, None)
     for hook in hooks.keys() - RUN_HOOKS:
         logger.warning("%s has the hook %s, which this version does not run yet", app, hook)
     return AppDefinition(
@@ -155,8 +158,7 @@ def _exported(app: str, namespace: dict[str, Any]) -> Iterator[tuple[object, Fun
             "such as jobs = {'retryRequest': retry_request}"
         )
     yield from exported.items()
-    # taken out, so that a module that is loaded again starts afresh
-    yield from namespace.pop(_MARKED, ())
+    yield from namespace.get(_MARKED, ())
     for value in list(namespace.values()):
         # static, since a lazy proxy in the module may raise at any access
         if isinstance(mark := inspect.getattr_static(value, _MARK, None), str):
@@ -166,8 +168,8 @@ def _exported(app: str, namespace: dict[str, Any]) -> Iterator[tuple[object, Fun
 def _job_name(app: str, name: object) -> str:
     if not isinstance(name, str) or not _JOB_NAME.match(name):
         raise AppLoadError(
-            f"{app}: {name!r} is no job name; use letters, digits and underscores, and no digit "
-            "first"
+            f"{app}: {name!r} is no job name; use up to 200 letters, digits and underscores, and "
+            "no digit first"
         )
     if name.startswith("__"):
         raise AppLoadError(f"{app}: {name!r} is no job name; Python keeps names with __ to itself")

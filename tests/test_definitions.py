@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from posthog_jobs import job
+from posthog_jobs.definitions import HOOKS, define_app
+from posthog_jobs.errors import AppLoadError
+
+if TYPE_CHECKING:
+    from posthog_jobs.definitions import AppDefinition
+
+APP = r"^app 'teapot' \(myapps\.teapot\)"
+
+
+def with_payload(payload: Any, meta: Any) -> None: ...
+def without_payload(meta: Any) -> None: ...
+async def with_async(payload: Any, meta: Any) -> None: ...
+
+
+def define(**namespace: Any) -> AppDefinition:
+    return define_app("teapot", "myapps.teapot", namespace)
+
+
+def run_module(code: str) -> dict[str, Any]:
+    # a module of its own: @job looks at the variables of the module that it stands in
+    namespace: dict[str, Any] = {"job": job, "functools": functools}
+    exec(code, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("name", ["retryRequest", "retry_request", "Retry", "x", "_x", "X9_" * 66])
+def test_names_are_kept_as_written(name: str) -> None:
+    """Export: names may be camelCase or snake_case, and are kept as written."""
+    definition = define(jobs={name: with_payload})
+
+    assert list(definition.jobs) == [name]
+    assert definition.jobs[name].name == name
+    assert definition.jobs[name].function is with_payload
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a-b", "a.b", "9a", "a\n", "é", "a:b", "x" * 201, "__init__", "__x", 5, None],
+)
+def test_names_that_no_task_can_have(name: Any) -> None:
+    """Export: a name that a task or Python cannot have is refused, with the app and the name."""
+    with pytest.raises(AppLoadError, match=APP) as caught:
+        define(jobs={name: with_payload})
+    assert f"{name!r} is no job name; " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("@job\ndef a(payload, meta): ...", {"a"}),
+        ("@job()\ndef a(meta): ...", {"a"}),
+        ("@job(name='retryRequest')\ndef a(payload, meta): ...", {"retryRequest"}),
+        ("@job\nasync def a(payload, meta): ...", {"a"}),
+        ("@job(name='b')\n@job\ndef a(meta): ...", {"a", "b"}),
+        ("@job\ndef a(meta): ...\nb = a", {"a"}),
+        ("@job\ndef a(meta): ...\njobs = {'a': a}", {"a"}),
+        ("@job\ndef a(meta): ...\njobs = {'b': a}", {"a", "b"}),
+        ("@job\ndef a(meta): ...\ndel a", {"a"}),
+        ("@job(name='a')\ndef _(meta): ...\n@job(name='b')\ndef _(meta): ...", {"a", "b"}),
+        ("job(name='p')(functools.partial(lambda x, meta: 0, 1))", {"p"}),
+        ("class C:\n  def run(self, meta): ...\njobs = {'a': C().run}", {"a"}),
+        ("class C:\n  def __call__(self, meta): ...\njobs = {'a': C()}", {"a"}),
+    ],
+)
+def test_what_exports_a_job(code: str, names: set[str]) -> None:
+    """Export: `@job`, `@job(name=…)` and `jobs = {…}` build one and the same mapping."""
+    assert set(define(**run_module(code)).jobs) == names
+
+
+def test_an_imported_job_is_exported() -> None:
+    """Export: a job that is written in one module is exported by an app that imports it."""
+    shared = run_module("@job(name='shared')\ndef a(meta): ...")
+
+    assert set(define(a=shared["a"]).jobs) == {"shared"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "@job\ndef a(meta): ...\n@job\ndef a(meta): ...",
+        "@job\ndef a(meta): ...\njobs = {'a': lambda meta: None}",
+        "@job(name='a')\ndef b(meta): ...\n@job(name='a')\ndef c(meta): ...",
+    ],
+)
+def test_two_jobs_of_one_name(code: str) -> None:
+    """Export: two functions under one name are refused, and again when they are read again."""
+    namespace = run_module(code)
+    for _ in range(2):
+        with pytest.raises(AppLoadError, match=APP + r" exports two jobs named 'a'; rename"):
+            define_app("teapot", "myapps.teapot", namespace)
+
+
+def test_a_module_that_is_reloaded_starts_afresh() -> None:
+    """Export: jobs of a module's former code are neither kept nor in the way of the new ones."""
+    code = "@job\ndef a(meta): ...\n@job(name='b')\ndef _(meta): ...\ndel _"
+    namespace = run_module(code)
+    define_app("teapot", "myapps.teapot", namespace)
+
+    exec("@job\ndef a(meta): ...", namespace)
+
+    assert set(define_app("teapot", "myapps.teapot", namespace).jobs) == {"a"}
+
+
+def test_a_function_without_a_name() -> None:
+    """Export: `@job` on what has no name of its own asks for one."""
+    with pytest.raises(AppLoadError, match=r"no name of its own; write @job\(name='…'\)"):
+        job(functools.partial(with_payload, 1))
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "none", "optional"),
+    [
+        (with_payload, True, False, False),
+        (without_payload, False, True, False),
+        (with_async, True, False, False),
+        (lambda payload=None, meta=None: None, True, True, True),
+        (lambda *args: None, True, True, False),
+        (lambda payload, meta, *, extra=1: None, True, False, False),
+        (functools.partial(lambda extra, meta: None, 1), False, True, False),
+    ],
+)
+def test_what_a_signature_takes(
+    function: Any, *, payload: bool, none: bool, optional: bool
+) -> None:
+    """Arguments: the signature tells whether a job takes a payload, none, or either."""
+    defined = define(jobs={"x": function}).jobs["x"]
+
+    assert (defined.takes_payload, defined.takes_none) == (payload, none)
+    assert defined.optional_payload is optional
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: None, r"job 'x' takes \(\); write it as x\(payload, meta\)"),
+        (lambda payload, more, meta: None, r"takes \(payload, more, meta\); write"),
+        (lambda *, payload, meta: None, r"takes \(\*, payload, meta\); write"),
+        (lambda payload=None, *, meta: None, r"takes \(payload=None, \*, meta\); write"),
+        (None, "is of type NoneType, not a function; export a function"),
+        ("retry", "is of type str, not a function"),
+        (dict, "is of type type, not a function"),
+        (min, "parameters Python cannot tell; wrap it in a def"),
+    ],
+)
+def test_functions_that_no_call_fits(function: Any, message: str) -> None:
+    """Export: what cannot be called as a job is refused, with app, job, signature and fix."""
+    with pytest.raises(AppLoadError, match=rf"{APP}: job 'x' .*") as caught:
+        define(jobs={"x": function})
+    assert caught.match(message)
+
+
+@pytest.mark.parametrize("jobs", [[with_payload], None, "x", {with_payload}, with_payload])
+def test_jobs_is_a_mapping(jobs: Any) -> None:
+    """Export: a `jobs` that maps nothing is refused, with its type and an example."""
+    with pytest.raises(AppLoadError, match=rf"{APP}: `jobs` is of type {type(jobs).__name__}; it"):
+        define(jobs=jobs)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_both_spellings_of_a_hook(hook: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Hooks: Python's name and PostHog's are accepted as one; a hook not run yet is warned of."""
+    spelling, parameters = HOOKS[hook]
+    function = without_payload if len(parameters) == 1 else with_payload
+
+    for name in (hook, spelling):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "posthog_jobs"):
+            definition = define(**{name: function})
+        assert definition.hooks == {hook: function}
+        runs = hook in {"setup_plugin", "teardown_plugin", "process_event", "on_event"}
+        assert ("does not run yet" in caplog.text) is not runs
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_both_spellings_at_once(hook: str) -> None:
+    """Hooks: both names in one app are an error at load, which names both."""
+    both = {hook: without_payload, HOOKS[hook][0]: without_payload}
+
+    with pytest.raises(AppLoadError, match=rf"{APP} has both {hook} and {HOOKS[hook][0]}, one"):
+        define(**both)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "message"),
+    [
+        ("process_event", without_payload, r"takes \(meta.*write it as process_event\(event, meta"),
+        ("processEvent", without_payload, r"hook processEvent takes"),
+        ("setup_plugin", with_payload, r"write it as setup_plugin\(meta\)"),
+        ("setupPlugin", lambda: None, r"write it as setupPlugin\(meta\)"),
+        ("on_event", None, "of type NoneType, not a function"),
+        ("onEvent", int, "of type type, not a function"),
+    ],
+)
+def test_hooks_that_no_call_fits(name: str, function: Any, message: str) -> None:
+    """Hooks: one that cannot be called as such is refused at load, with app, hook and fix."""
+    with pytest.raises(AppLoadError, match=rf"{APP}: hook {name} .*") as caught:
+        define(**{name: function})
+    assert caught.match(message)
+
+
+def test_a_module_that_is_no_app() -> None:
+    """Export: a module with neither jobs nor hooks is refused, with what to add."""
+    with pytest.raises(AppLoadError, match=rf"{APP} exports neither jobs nor hooks.*add `jobs"):
+        define(helper=with_payload, jobs={})
+
+
+def test_a_definition_does_not_change() -> None:
+    """Export: what was checked is what runs; the app's own dict changes nothing any more."""
+    jobs = {"a": with_payload}
+    definition = define(jobs=jobs)
+
+    jobs["b"] = with_payload
+
+    assert list(definition.jobs) == ["a"]
+    with pytest.raises(TypeError):
+        definition.jobs["b"] = definition.jobs["a"]  # type: ignore[index]
