@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from posthog_jobs.definitions import AppDefinition
 
 _MANIFEST: Final = "plugin.json"
-_APP_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_APP_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,199}\Z")
 
 _loaded: Final[dict[str, AppDefinition]] = {}
 _lock: Final = RLock()
@@ -45,12 +45,20 @@ def load_app(source: str) -> AppDefinition:
             what no app may export.
     """
     with _lock:
-        path = Path(source).expanduser() if _is_path(source) else None
-        if path is not None and path.name == "__init__.py":
-            path = path.parent
-        key = source if path is None else str(path.resolve())
-        if key not in _loaded:
-            _loaded[key] = _load_module(source) if path is None else _load_path(source, path)
+        if not _is_path(source):
+            if source not in _loaded:
+                _loaded[source] = _load_module(source)
+            return _loaded[source]
+        try:
+            path = Path(source).expanduser()
+            if path.name == "__init__.py":
+                path = path.parent
+            key = str(path.resolve())
+            if key not in _loaded:
+                _loaded[key] = _load_path(source, path)
+        except (OSError, ValueError, RuntimeError) as error:
+            # no such user, no permission, a loop of links, a name that no file can have
+            raise AppLoadError(f"{source!r} cannot be read: {error}; check the path") from None
         return _loaded[key]
 
 
@@ -97,7 +105,9 @@ def _load_path(source: str, path: Path) -> AppDefinition:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-        return define_app(_app_name(manifest, path.stem, source), source, vars(module))
+        # a folder's dots are part of its name, and "." is named by where it is
+        fallback = (path.name or path.resolve().name) if path.is_dir() else path.stem
+        return define_app(_app_name(manifest, fallback, source), source, vars(module))
     except AppLoadError:
         del sys.modules[module_name]
         raise
@@ -128,7 +138,7 @@ def _app_name(manifest: dict[str, Any], fallback: str, source: str) -> str:
     if not _APP_NAME.match(name):
         raise AppLoadError(
             f"{source}: {written!r} gives no app name for tasks; rename the file, or set "
-            f'"name" in its {_MANIFEST}, starting with a letter'
+            f'"name" in its {_MANIFEST}, starting with a letter, up to 200 characters'
         )
     return name
 
