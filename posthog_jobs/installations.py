@@ -107,7 +107,7 @@ class Installations:
         installation = self._installed.get(app_id)
         if installation is None:
             if app_id in self._broken:
-                raise self._broken[app_id]
+                raise self._broken[app_id].with_traceback(None)  # it is raised many times
             known = ", ".join([*self._installed, *self._broken]) or "none"
             close = difflib.get_close_matches(str(app_id), self._installed, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -144,7 +144,7 @@ def _entry(app_id: object, entry: object) -> Mapping[str, Any]:
             "digits, dots, dashes and underscores"
         )
     if isinstance(entry, str):
-        return {"module": entry}
+        entry = {"module": entry}
     where = f"posthog_jobs_apps[{app_id!r}]"
     if not isinstance(entry, Mapping):
         raise ConfigurationError(
