@@ -77,7 +77,7 @@ class Lifecycle:
             readiness.ready = True
             return
         if readiness.error is not None and monotonic() < readiness.not_before:
-            raise readiness.error
+            raise readiness.error.with_traceback(None)  # it is raised many times
         try:
             call(setup, readiness.meta)
         except Exception as error:

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from posthog_jobs.errors import AppSetupError, RetryError
+from posthog_jobs.hooks import on_event, process_event
+from tests.test_lifecycle import build, install
+
+if TYPE_CHECKING:
+    from posthog_jobs.installations import Installation
+    from posthog_jobs.meta import Meta
+
+Event = dict[str, Any]
+
+
+def event() -> Event:
+    return {"event": "sign up", "properties": {"by": []}, "team_id": 1}
+
+
+def by(name: str) -> Any:
+    # a process_event that leaves its name in the event
+    def process(event: Event, meta: Meta) -> Event:
+        event["properties"]["by"].append(name)
+        return event
+
+    return process
+
+
+def run(*hooks: Any) -> Event | None:
+    installations = [install(f"app{n}", process_event=hook) for n, hook in enumerate(hooks)]
+    return process_event(event(), installations, build)
+
+
+def test_in_order() -> None:
+    """process_event: each gets what the one before it returned; an app without it is skipped."""
+
+    async def async_hook(event: Event, meta: Meta) -> Event:
+        return {**event, "properties": {"by": [*event["properties"]["by"], meta.app_id]}}
+
+    installations = [
+        install("a", process_event=by("a")),
+        install("none"),
+        install("b", processEvent=async_hook),
+        install("c", process_event=by("c")),
+    ]
+
+    result = process_event(event(), installations, build)
+
+    assert result == {"event": "sign up", "properties": {"by": ["a", "b", "c"]}, "team_id": 1}
+
+
+def test_no_hook_at_all() -> None:
+    """process_event: an event that no hook wants comes out as it went in."""
+    assert process_event(event(), [install()], build) == event()
+
+
+def test_dropped() -> None:
+    """process_event: None drops the event, and no later hook sees it."""
+    seen: list[Event] = []
+
+    assert run(by("a"), lambda event, meta: None, lambda event, meta: seen.append(event)) is None
+    assert seen == []
+
+
+def test_the_callers_event_is_not_changed() -> None:
+    """process_event: a hook that writes into its event does not write into the caller's."""
+    mine = event()
+
+    process_event(mine, [install(process_event=by("a"))], build)
+
+    assert mine == event()
+
+
+def raises(event: Event, meta: Meta) -> Event:
+    event["properties"]["by"].append("half done")
+    raise ValueError("in the hook")
+
+
+async def raises_later(event: Event, meta: Meta) -> Event:
+    return raises(event, meta)
+
+
+def changes_team(event: Event, meta: Meta) -> Event:
+    event["properties"]["by"].append("half done")
+    return {**event, "team_id": 2}
+
+
+def loses_team(event: Event, meta: Meta) -> Event:
+    del event["team_id"]
+    return event
+
+
+def loses_name(event: Event, meta: Meta) -> Event:
+    del event["event"]
+    return event
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        (raises, "ValueError: in the hook"),
+        (raises_later, "ValueError: in the hook"),
+        (changes_team, "changed team_id from 1 to 2; an app must leave it"),
+        (loses_team, "changed team_id from 1 to None"),
+        (loses_name, "took the event's name away"),
+        (lambda event, meta: True, "returned bool; return the event, or None"),
+        (lambda event, meta: [event], "returned list"),
+    ],
+)
+def test_a_hook_that_fails(hook: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """process_event: an error is recorded, and the chain goes on with the event before it."""
+    result = run(by("a"), hook, by("c"))
+
+    assert result == {**event(), "properties": {"by": ["a", "c"]}}
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "process_event of app id 'app1' failed; event 'sign up' goes on" in caplog.text
+    assert reason in caplog.text
+
+
+def build_but(app_id: str) -> Any:
+    # gives each installation its meta, but for one that is not set up
+    def meta(installation: Installation) -> Meta:
+        if installation.id == app_id:
+            raise AppSetupError("setup_plugin failed")
+        return build(installation)
+
+    return meta
+
+
+def test_an_app_that_is_not_set_up(caplog: pytest.LogCaptureFixture) -> None:
+    """process_event: an app whose setup failed is skipped, with a warning."""
+    installations = [install(name, process_event=by(name)) for name in ("a", "b", "c")]
+
+    result = process_event(event(), installations, build_but("b"))
+
+    assert result is not None
+    assert result["properties"]["by"] == ["a", "c"]
+    assert "event 'sign up' skips an app: setup_plugin failed" in caplog.text
+
+
+def test_each_on_event_sees_the_event(caplog: pytest.LogCaptureFixture) -> None:
+    """on_event: all get the event, in order, whatever the others do to it or raise."""
+    seen: list[tuple[str, Event]] = []
+
+    def spoils(event: Event, meta: Meta) -> None:
+        seen.append((meta.app_id, dict(event)))
+        event.clear()
+        raise ValueError("in on_event")
+
+    async def sees(event: Event, meta: Meta) -> None:
+        seen.append((meta.app_id, dict(event)))
+
+    mine = event()
+    installations = [
+        install("a", on_event=spoils),
+        install("b", onEvent=sees),
+        install("c", on_event=sees),
+    ]
+
+    on_event(mine, installations, build, lambda *_: pytest.fail("nothing to retry"))
+
+    assert seen == [("a", event()), ("b", event()), ("c", event())]
+    assert mine == event()
+    assert "on_event of app id 'a' failed on event 'sign up'" in caplog.text
+    assert "ValueError: in on_event" in caplog.text
+
+
+def test_on_event_is_retried() -> None:
+    """on_event: RetryError, or an app not set up, asks for a retry of that app alone."""
+    seen: list[str] = []
+    retried: list[tuple[str, str]] = []
+
+    def later(event: Event, meta: Meta) -> None:
+        raise RetryError("not now")
+
+    async def later_async(event: Event, meta: Meta) -> None:
+        raise RetryError("nor now")
+
+    installations = [
+        install("a", on_event=later),
+        install("b", on_event=later_async),
+        install("c", on_event=lambda event, meta: seen.append("c")),
+        install("d", on_event=lambda event, meta: seen.append("d")),
+    ]
+
+    on_event(
+        event(),
+        installations,
+        build_but("c"),
+        lambda installation, error: retried.append((installation.id, str(error))),
+    )
+
+    assert retried == [("a", "not now"), ("b", "nor now"), ("c", "setup_plugin failed")]
+    assert seen == ["d"]
