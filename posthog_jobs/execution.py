@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import threading
@@ -12,7 +13,7 @@ from posthog_jobs.errors import PostHogJobsError
 from posthog_jobs.lane import unawaited
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from posthog_jobs.lane import Pending
 
@@ -28,16 +29,17 @@ class _LoopThread:
         self._thread: threading.Thread | None = None
         self._pid = 0
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine on the loop and wait for it; stop it if the wait is interrupted."""
+    def run(self, awaitable: Awaitable[Any]) -> Any:
+        """Await something on the loop and wait for it; stop it if the wait is interrupted."""
         loop = self._started()
         if threading.current_thread() is self._thread:
-            coroutine.close()
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
             raise PostHogJobsError(
                 "sync code that runs in the apps' event loop cannot wait for an async hook; call "
                 "it with `await asyncio.to_thread(…)`"
             )
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        future = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop)
         try:
             return future.result()
         finally:
@@ -49,7 +51,7 @@ class _LoopThread:
                 if self._loop is None or self._pid != os.getpid():
                     loop = asyncio.new_event_loop()
                     self._thread = threading.Thread(
-                        target=loop.run_forever, name="posthog_jobs.loop", daemon=True
+                        target=_serve, args=(loop,), name="posthog_jobs.loop", daemon=True
                     )
                     self._thread.start()
                     self._loop, self._pid = loop, os.getpid()
@@ -58,6 +60,14 @@ class _LoopThread:
     def after_fork(self) -> None:
         """Forget the parent's loop: its thread is not there, and its lock may be held."""
         self._lock = threading.Lock()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop for as long as the process lives, whatever app code does to end it."""
+    while True:
+        # these two end a loop; who waits for the coroutine gets them from its future
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            loop.run_forever()
 
 
 _loop_thread: Final = _LoopThread()
@@ -82,7 +92,7 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
     result = function(*args, **kwargs)
     if inspect.isawaitable(result):
-        return _loop_thread.run(_finish(result))
+        return _loop_thread.run(result)
     return result
 
 
