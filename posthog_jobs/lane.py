@@ -35,9 +35,11 @@ class Pending(Generic[T]):
         self.observed = False
 
     def __await__(self) -> Generator[object, None, T]:
-        self.observed = True
-        # shielded: who stops waiting must not stop what was asked for
-        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+        try:
+            # shielded: who stops waiting must not stop what was asked for
+            return (yield from asyncio.shield(asyncio.wrap_future(self._future)).__await__())
+        finally:
+            self.observed = self._future.done()  # not if the wait was cut short
 
     def __del__(self) -> None:
         if not self.observed:
