@@ -251,7 +251,8 @@ class Jobs:
         )
 
     def __getattr__(self, name: str) -> TriggerableJob:
-        if name.startswith("__") and name.endswith("__"):  # Python asking what this object can do
+        # Python asking what this object can do, or for the slot of one that is not made yet
+        if name == "_Jobs__origin" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)
         return self[name]
 

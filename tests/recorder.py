@@ -1,0 +1,63 @@
+"""An installed app whose jobs go to a sender that keeps them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from posthog_jobs.definitions import define_app
+from posthog_jobs.errors import PayloadTooLargeError
+from posthog_jobs.installations import Installation
+from posthog_jobs.jobs import Jobs, Origin
+from posthog_jobs.lane import Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from posthog_jobs.jobs import JobMessage, Sender
+
+
+class Recorder:
+    """A sender that keeps what it is given; it can be told to fail."""
+
+    def __init__(self) -> None:
+        self.sent: list[JobMessage] = []
+        self.error: Exception | None = None
+
+    def measure(self, payload: object) -> int:
+        size = len(repr(payload))
+        if size > 1000:
+            raise PayloadTooLargeError(f"{size} bytes, over the limit of 1000")
+        return size
+
+    def send(self, message: JobMessage) -> None:
+        if self.error is not None:
+            raise self.error
+        self.sent.append(message)
+
+
+def either(payload: Any = None, meta: Any = None) -> None: ...
+def retry_request(request: Any, meta: Any) -> None: ...
+def clean_up(meta: Any) -> None: ...
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "retryRequest": retry_request,
+    "clean_up": clean_up,
+    "either": either,
+    "keys": retry_request,
+    "_private": clean_up,
+}
+
+
+def make_jobs(sender: Sender, functions: dict[str, Callable[..., Any]] | None = None) -> Jobs:
+    namespace = {"jobs": FUNCTIONS if functions is None else functions, "on_event": retry_request}
+    installation = Installation(
+        id="one",
+        definition=define_app("teapot", "teapot", namespace),
+        config={},
+        team_id=1,
+        enabled=True,
+        order=0,
+        version=1,
+    )
+    return Jobs(Origin(installation, sender, Lane("test")))
