@@ -7,7 +7,7 @@ import pytest
 
 from posthog_jobs.errors import AppSetupError, RetryError
 from posthog_jobs.hooks import on_event, process_event
-from tests.test_lifecycle import build, install
+from tests.installed import build, install
 
 if TYPE_CHECKING:
     from posthog_jobs.installations import Installation

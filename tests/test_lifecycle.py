@@ -3,49 +3,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from posthog_jobs import lifecycle
-from posthog_jobs.definitions import define_app
 from posthog_jobs.errors import AppSetupError, RetryError
-from posthog_jobs.installations import Installation
 from posthog_jobs.lifecycle import Lifecycle
-from posthog_jobs.meta import Meta
+from tests.installed import build, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.definitions import Function
-
-
-def install(app_id: str = "one", version: int = 1, **hooks: Function) -> Installation:
-    if "onEvent" not in hooks:
-        hooks.setdefault("on_event", lambda event, meta: None)
-    return Installation(
-        id=app_id,
-        definition=define_app("teapot", "teapot", dict(hooks)),
-        config={},
-        team_id=1,
-        enabled=True,
-        order=0,
-        version=version,
-    )
-
-
-def build(installation: Installation) -> Meta:
-    unused = cast("Any", None)
-    return Meta(
-        app_id=installation.id,
-        team_id=installation.team_id,
-        config=installation.config,
-        global_={},
-        cache=unused,
-        storage=unused,
-        jobs=unused,
-        logger=unused,
-    )
+    from posthog_jobs.meta import Meta
 
 
 class Clock:

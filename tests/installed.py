@@ -1,0 +1,40 @@
+"""Installations and their meta, made without code on disk and without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from posthog_jobs.definitions import define_app
+from posthog_jobs.installations import Installation
+from posthog_jobs.meta import Meta
+
+if TYPE_CHECKING:
+    from posthog_jobs.definitions import Function
+
+
+def install(app_id: str = "one", version: int = 1, **hooks: Function) -> Installation:
+    if "onEvent" not in hooks:
+        hooks.setdefault("on_event", lambda event, meta: None)
+    return Installation(
+        id=app_id,
+        definition=define_app("teapot", "teapot", dict(hooks)),
+        config={},
+        team_id=1,
+        enabled=True,
+        order=0,
+        version=version,
+    )
+
+
+def build(installation: Installation) -> Meta:
+    unused = cast("Any", None)
+    return Meta(
+        app_id=installation.id,
+        team_id=installation.team_id,
+        config=installation.config,
+        global_={},
+        cache=unused,
+        storage=unused,
+        jobs=unused,
+        logger=unused,
+    )
