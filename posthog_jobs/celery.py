@@ -8,22 +8,27 @@ import os
 import sys
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from celery import Celery, signals
+from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
+from redis.exceptions import RedisError
 
 from posthog_jobs import transport
 from posthog_jobs.embedded import EmbeddedServer
-from posthog_jobs.errors import ConfigurationError
+from posthog_jobs.errors import ConfigurationError, UnsupportedByBrokerError
 from posthog_jobs.events import check_event
 from posthog_jobs.jobs import JobHandle
 from posthog_jobs.redis import RedisServer
 from posthog_jobs.runtime import Runtime
+from posthog_jobs.schedule import Schedule, unavailable
 from posthog_jobs.settings import Settings
 from posthog_jobs.tasks import CaptureTask, JobRegistry, JobSender, OnEventTask, task_name
+from posthog_jobs.transport.guards import warnings_for
 
 if TYPE_CHECKING:
     from kombu import Connection
@@ -58,6 +63,7 @@ class PostHogJobs(Celery):
             options: as Celery's.
         """
         self._runtime: Runtime | None = None
+        self._broker = RedisServer(self.connection_for_write)
         self._runtime_lock = threading.RLock()
         super().__init__(main, **{"set_as_current": False, **options})
         self._tasks.app = self
@@ -81,7 +87,9 @@ class PostHogJobs(Celery):
                 if self._runtime is None:
                     _check_json_only(self.conf)
                     settings = Settings.from_conf(self.conf)
-                    server = RedisServer(lambda: self._store_connection(settings.redis_url))
+                    server = self._broker
+                    if settings.redis_url is not None:
+                        server = RedisServer(partial(self.connection_for_write, settings.redis_url))
                     self._runtime = Runtime(settings, JobSender(self), server)
         return self._runtime
 
@@ -119,10 +127,26 @@ class PostHogJobs(Celery):
         )
         size = sender.measure(checked)
         task_id = str(uuid4())
-        sent = runtime.lane.call(
-            lambda: sender.capture(checked, task_id, size), f"capturing {checked['event']!r}"
-        )
-        return JobHandle(task_id, datetime.now(UTC), sent)
+        now = datetime.now(UTC)
+
+        def send() -> tuple[str, datetime]:
+            sender.capture(checked, task_id, size)
+            return task_id, now
+
+        what = f"capturing {checked['event']!r}"
+        return JobHandle(task_id, now, runtime.outbox, send, what)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What waits on the broker: to be listed, counted, cancelled and moved.
+
+        Raises:
+            UnsupportedByBrokerError: the broker is not Redis.
+            BrokerUnavailableError: it does not answer.
+        """
+        with unavailable():
+            client, keys = self._broker.connected()
+        return Schedule(client, global_keyprefix=keys.prefix, revoke=self.control.revoke)
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.
@@ -131,6 +155,16 @@ class PostHogJobs(Celery):
             UnknownAppError, AppLoadError, AppDisabledError: the app cannot run.
         """
         return self.runtime.meta(app_id)
+
+    def broker_warnings(self) -> list[str]:
+        """Return what the broker is set up to lose, a sentence each; none for RabbitMQ."""
+        try:
+            client, _ = self._broker.connected()
+            return warnings_for(client)
+        except UnsupportedByBrokerError:
+            return []
+        except (RedisError, KombuError, OSError) as error:
+            return [f"Redis does not tell how it keeps its data: {error}"]
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
@@ -148,9 +182,6 @@ class PostHogJobs(Celery):
             given = options.get("transport_options") or {}
             options["transport_options"] = {**given, transport.OPTION: True}
         return super()._connection(url, **options)
-
-    def _store_connection(self, url: str | None) -> Connection:
-        return self.connection_for_write(url) if url else self.connection_for_write()
 
     def _on_import_modules(self, **_: Any) -> None:
         """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""

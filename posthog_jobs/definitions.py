@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from posthog_jobs.errors import AppLoadError
@@ -131,7 +131,7 @@ def define_app(name: str, source: str, namespace: dict[str, Any]) -> AppDefiniti
     for exported_name, function in _exported(app, namespace):
         job_name = _job_name(app, exported_name)
         known = jobs.get(job_name)
-        if known is not None and known.function is not function:
+        if known is not None and known.function is not inspect.unwrap(function):
             raise AppLoadError(f"{app} exports two jobs named {job_name!r}; rename one of them")
         jobs[job_name] = _job_function(app, job_name, function)
     hooks = dict(_hooks(app, namespace))
@@ -152,6 +152,8 @@ def define_app(name: str, source: str, namespace: dict[str, Any]) -> AppDefiniti
 
 def _exported(app: str, namespace: dict[str, Any]) -> Iterator[tuple[object, Function]]:
     exported = namespace.get("jobs", {})
+    if isinstance(exported, ModuleType):  # a package's submodule jobs.py, once it is imported
+        exported = {}
     if not isinstance(exported, Mapping):
         raise AppLoadError(
             f"{app}: `jobs` is of type {type(exported).__name__}; it maps names to functions, "
@@ -223,6 +225,10 @@ def _signature(app: str, what: str, function: object) -> inspect.Signature:
     if not callable(function) or isinstance(function, type):
         raise AppLoadError(
             f"{app}: {what} is of type {type(function).__name__}, not a function; export a function"
+        )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise AppLoadError(
+            f"{app}: {what} has a yield in it, so that calling it would run none of it; use return"
         )
     try:
         return inspect.signature(function)

@@ -25,6 +25,10 @@ class BrokerUnavailableError(PostHogJobsError):
     """The broker did not take a message; nothing was enqueued."""
 
 
+class UnsupportedByBrokerError(PostHogJobsError):
+    """The broker cannot do this; Redis can."""
+
+
 class AppError(PostHogJobsError):
     """Something about an app or its installation is wrong."""
 
@@ -35,6 +39,10 @@ class AppLoadError(AppError):
 
 class AppSetupError(AppError):
     """An app's `setup_plugin` failed, so nothing else of it runs in this process."""
+
+
+class AppExitError(AppError):
+    """An app's code called `sys.exit`, which is not its to decide."""
 
 
 class UnknownAppError(AppError):

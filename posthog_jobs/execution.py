@@ -7,15 +7,20 @@ import contextlib
 import inspect
 import os
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import PostHogJobsError
+from posthog_jobs.errors import AppExitError, PostHogJobsError
 from posthog_jobs.lane import unawaited
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from posthog_jobs.lane import Pending
+
+
+#: Whether the caller is a Celery task, so that an app that exits must not end the process.
+in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
 
 
 class _LoopThread:
@@ -89,10 +94,21 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     Raises:
         Exception: what it raised, or what one of its un-awaited calls (a job that it triggered,
             a value that it stored) failed with.
+        AppExitError: it called `sys.exit`, and this is a worker.
     """
-    result = function(*args, **kwargs)
-    if inspect.isawaitable(result):
-        return _loop_thread.run(result)
+    try:
+        result = function(*args, **kwargs)
+        if inspect.isawaitable(result):
+            return _loop_thread.run(result)
+    except SystemExit as error:
+        # Elsewhere it may come from a signal handler of the program that this is; in a worker the
+        # message would be delivered again, and end the next worker. Celery's own are subclasses.
+        if type(error) is not SystemExit or not in_worker.get():
+            raise
+        name = getattr(function, "__qualname__", repr(function))
+        raise AppExitError(
+            f"{name} called sys.exit({error.code!r}); return, or raise an exception, instead"
+        ) from error
     return result
 
 

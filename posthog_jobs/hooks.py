@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.errors import AppSetupError, EventError, RetryError
+from posthog_jobs.events import check_event
 from posthog_jobs.execution import call
 
 if TYPE_CHECKING:
@@ -95,6 +96,4 @@ def _checked(result: object, event: Event) -> Event:
             f"process_event changed team_id from {event['team_id']!r} to "
             f"{result.get('team_id')!r}; an app must leave it as it is"
         )
-    if not isinstance(result.get("event"), str):
-        raise EventError('process_event took the event\'s name away; leave a string in "event"')
-    return dict(result)
+    return check_event(result, default_team_id=event["team_id"])

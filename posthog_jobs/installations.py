@@ -104,9 +104,10 @@ class Installations:
             AppLoadError: its code could not be loaded.
             AppDisabledError: it is disabled.
         """
-        installation = self._installed.get(app_id)
+        # from a message it may be anything
+        installation = self._installed.get(app_id) if isinstance(app_id, str) else None
         if installation is None:
-            if app_id in self._broken:
+            if isinstance(app_id, str) and app_id in self._broken:
                 raise self._broken[app_id].with_traceback(None)  # it is raised many times
             known = ", ".join([*self._installed, *self._broken]) or "none"
             close = difflib.get_close_matches(str(app_id), self._installed, n=1)

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import copy
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from uuid import uuid4
 
-from posthog_jobs.durations import due_at, due_in
+from posthog_jobs.durations import LAST_DUE, due_at, due_in
 from posthog_jobs.errors import JobCallError, UnknownJobError
-from posthog_jobs.lane import in_event_loop
 from posthog_jobs.payloads import check_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from posthog_jobs.definitions import JobFunction
     from posthog_jobs.durations import Number
     from posthog_jobs.installations import Installation
-    from posthog_jobs.lane import Lane, Pending
+    from posthog_jobs.lane import Lane
+    from posthog_jobs.schedule import Steered
+
+#: A job's key: printable, so that a listing shows it.
+_KEY: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}\Z")
 
 
 class Absent:
@@ -52,6 +57,9 @@ class JobMessage:
         due: when it shall run, in UTC.
         eta: the same for `run_at`, else None.
         countdown: seconds until then for `run_in`, else None.
+        key: at most one job of the app and name waits under it, if it has one.
+        if_waiting: what becomes of one that waits under it already: `replace` it, or `keep` it
+            and do not send this one.
     """
 
     id: str
@@ -63,6 +71,8 @@ class JobMessage:
     due: datetime
     eta: datetime | None = None
     countdown: float | None = None
+    key: str | None = None
+    if_waiting: str = "replace"
 
 
 class Sender(Protocol):
@@ -71,8 +81,27 @@ class Sender(Protocol):
     def measure(self, payload: object) -> int:
         """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
 
-    def send(self, message: JobMessage) -> None:
-        """Enqueue a job; raise BrokerUnavailableError if that cannot be done."""
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
+        """Enqueue a job; raise BrokerUnavailableError if that cannot be done.
+
+        Returns:
+            The id that waits, or runs, now, and when it is due: the job's own, or those of the
+            one that waited under its key and was kept.
+        """
+
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule."""
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job that waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """How jobs get to the broker: by whom, and on which thread for coroutines."""
+
+    sender: Sender
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +109,90 @@ class Origin:
     """Whose jobs are triggered, and how they get to the broker."""
 
     installation: Installation
-    sender: Sender
-    lane: Lane
+    outbox: Outbox
 
     def __str__(self) -> str:
         return f"app {self.installation.definition.name!r} (app id {self.installation.id!r})"
 
 
+@dataclass(slots=True)
+class _Place:
+    """What a handle speaks of; known for sure only once the job is sent."""
+
+    id: str
+    due: datetime
+
+
 class JobHandle:
-    """A job that was triggered. Awaiting it waits until the broker has it, and gives None.
+    """A job that was triggered. Awaiting it waits until the broker has it, and gives None."""
 
-    Attributes:
-        id: the task id.
-        due: when the job is due, an aware datetime in UTC.
-    """
+    __slots__ = ("_outbox", "_place", "_sent")
 
-    __slots__ = ("_sent", "due", "id")
+    def __init__(
+        self,
+        task_id: str,
+        due: datetime,
+        outbox: Outbox,
+        send: Callable[[], tuple[str, datetime]],
+        what: str,
+    ) -> None:
+        # apart from the handle: an error's frames refer to it, and must not keep the handle alive
+        place = _Place(task_id, due)
 
-    def __init__(self, id: str, due: datetime, sent: Pending[None] | None) -> None:  # noqa: A002
-        self.id: Final = id
-        self.due: Final = due
-        self._sent: Final = sent
+        def send_off() -> None:
+            place.id, place.due = send()
+
+        self._place: Final = place
+        self._outbox: Final = outbox
+        self._sent: Final = outbox.lane.call(send_off, what)
+
+    @property
+    def id(self) -> str:
+        """The task id; once it is sent, that of the job which its key kept waiting, if one."""
+        return self._place.id
+
+    @property
+    def due(self) -> datetime:
+        """When the job is due, an aware datetime in UTC."""
+        return self._place.due
+
+    def cancel(self) -> Any:
+        """Take the job out of the schedule, or revoke it if it has left that and not started.
+
+        Returns:
+            A `posthog_jobs.schedule.Steered`, which says whether it waited; in a running event
+            loop an awaitable of that.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+            UnsupportedByBrokerError: this broker cannot.
+        """
+        place, sender = self._place, self._outbox.sender
+        return self._outbox.lane.call(lambda: sender.cancel(place.id), f"cancelling {place.id}")
+
+    def reschedule(self, at: datetime) -> Any:
+        """Move the job to another time, or run it now if that has passed.
+
+        Args:
+            at: an aware datetime.
+
+        Returns:
+            As `cancel`. `due` changes only if the job waited.
+
+        Raises:
+            NaiveDatetimeError, DueError: it is no usable time; nothing was changed.
+            BrokerUnavailableError, UnsupportedByBrokerError: as `cancel`.
+        """
+        due = due_at(at, now=datetime.now(UTC))
+        place, sender = self._place, self._outbox.sender
+
+        def move() -> Steered:
+            steered = sender.reschedule(place.id, due)
+            if steered.waited:
+                place.due = due
+            return steered
+
+        return self._outbox.lane.call(move, f"rescheduling {place.id}")
 
     def __await__(self) -> Generator[object, None, None]:
         if self._sent is not None:
@@ -113,15 +205,11 @@ class JobHandle:
 class JobCall:
     """A job and its payload, checked, before it is said when it shall run."""
 
-    __slots__ = ("_job", "_origin", "_payload", "_payload_bytes")
+    __slots__ = ("_origin", "_template")
 
-    def __init__(
-        self, origin: Origin, job: JobFunction, payload: object, payload_bytes: int
-    ) -> None:
+    def __init__(self, origin: Origin, template: JobMessage) -> None:
         self._origin: Final = origin
-        self._job: Final = job
-        self._payload: Final = payload
-        self._payload_bytes: Final = payload_bytes
+        self._template: Final = template
 
     def run_now(self) -> JobHandle:
         """Run the job as soon as a worker is free.
@@ -175,23 +263,10 @@ class JobCall:
     def _send(
         self, due: datetime, eta: datetime | None = None, countdown: float | None = None
     ) -> JobHandle:
-        installation, sender = self._origin.installation, self._origin.sender
-        message = JobMessage(
-            id=str(uuid4()),
-            app_id=installation.id,
-            app_name=installation.definition.name,
-            job_name=self._job.name,
-            # what is sent a moment later is what was given now
-            payload=copy.deepcopy(self._payload) if in_event_loop() else self._payload,
-            payload_bytes=self._payload_bytes,
-            due=due,
-            eta=eta,
-            countdown=countdown,
-        )
-        sent = self._origin.lane.call(
-            lambda: sender.send(message), f"enqueueing {self._job.name!r} of {self._origin}"
-        )
-        return JobHandle(message.id, due, sent)
+        message = replace(self._template, id=str(uuid4()), due=due, eta=eta, countdown=countdown)
+        outbox = self._origin.outbox
+        what = f"enqueueing {message.job_name!r} of {self._origin}"
+        return JobHandle(message.id, due, outbox, partial(outbox.sender.send, message), what)
 
 
 class TriggerableJob:
@@ -203,11 +278,24 @@ class TriggerableJob:
         self._origin: Final = origin
         self._job: Final = job
 
-    def __call__(self, *payload: object, **unknown: object) -> JobCall:
+    def __call__(
+        self,
+        *payload: object,
+        key: str | None = None,
+        if_waiting: str = "replace",
+        **unknown: object,
+    ) -> JobCall:
         """Take the job's payload: any JSON value, None too, or no argument for no payload.
 
+        Args:
+            payload: the payload, or nothing.
+            key: at most one job of this name, app and key waits. A second call takes the place of
+                the first one, which is how to wait for the last of many; up to 200 characters.
+            if_waiting: "replace", or "keep" for the first one to stay, and this one to be nothing.
+            unknown: nothing; a job has one payload.
+
         Raises:
-            JobCallError: the job's function cannot be called so.
+            JobCallError: the job's function cannot be called so, or the key is not one.
             PayloadError: the payload cannot travel, or is too large.
         """
         job = self._job
@@ -221,11 +309,28 @@ class TriggerableJob:
             self._refuse(
                 "needs a payload", f"pass one, which may be None, or write it as {job.name}(meta)"
             )
-        if not payload:
-            return JobCall(self._origin, job, ABSENT, 0)
-        check_payload(payload[0])
-        size = self._origin.sender.measure(payload[0])
-        return JobCall(self._origin, job, payload[0], size)
+        if key is not None and (not isinstance(key, str) or not _KEY.match(key)):
+            self._refuse(f"cannot have the key {key!r:.60}", "use 1 to 200 printable characters")
+        if if_waiting not in ("replace", "keep"):
+            self._refuse(f"cannot have if_waiting={if_waiting!r:.60}", 'use "replace" or "keep"')
+        installation = self._origin.installation
+        value: object = ABSENT
+        if payload:
+            check_payload(payload[0])
+            # what is sent is what was given and checked now
+            value = copy.deepcopy(payload[0])
+        template = JobMessage(
+            id="",
+            app_id=installation.id,
+            app_name=installation.definition.name,
+            job_name=job.name,
+            payload=value,
+            payload_bytes=self._origin.outbox.sender.measure(value) if payload else 0,
+            due=LAST_DUE,
+            key=key,
+            if_waiting=if_waiting,
+        )
+        return JobCall(self._origin, template)
 
     def _refuse(self, why: str, fix: str) -> NoReturn:
         raise JobCallError(f"job {self._job.name!r} of {self._origin} {why}; {fix}")

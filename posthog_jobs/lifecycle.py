@@ -24,13 +24,23 @@ logger = logging.getLogger(__name__)
 class _Readiness:
     """How far one version of an installation has come in this process."""
 
-    __slots__ = ("attempts", "error", "installation", "lock", "meta", "not_before", "ready")
+    __slots__ = (
+        "attempts",
+        "error",
+        "installation",
+        "lock",
+        "meta",
+        "not_before",
+        "ready",
+        "setting_up",
+    )
 
     def __init__(self, installation: Installation, meta: Meta) -> None:
         self.installation: Final = installation
         self.meta: Final = meta
-        self.lock: Final = threading.Lock()
+        self.lock: Final = threading.RLock()
         self.ready = False
+        self.setting_up = False
         self.attempts = 0
         self.not_before = 0.0
         self.error: AppSetupError | None = None
@@ -76,8 +86,14 @@ class Lifecycle:
         if setup is None:
             readiness.ready = True
             return
+        if readiness.setting_up:  # it sends an event through its own hooks, for one
+            raise AppSetupError(
+                f"setup_plugin of app id {readiness.meta.app_id!r} is still running, and nothing "
+                "else of the app runs before its end"
+            )
         if readiness.error is not None and monotonic() < readiness.not_before:
             raise readiness.error.with_traceback(None)  # it is raised many times
+        readiness.setting_up = True
         try:
             call(setup, readiness.meta)
         except Exception as error:
@@ -95,6 +111,8 @@ class Lifecycle:
             readiness.not_before = float("inf") if delay is None else monotonic() + delay
             readiness.error = AppSetupError(f"{what}: {error}; {outlook}")
             raise readiness.error from error
+        finally:
+            readiness.setting_up = False
         readiness.ready, readiness.error = True, None
 
     def tear_down(self) -> None:

@@ -1,4 +1,4 @@
-"""The Redis that `meta.cache` and `meta.storage` live on: one client per process."""
+"""A Redis server by its URL, as kombu reads it: one client per process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from kombu.exceptions import OperationalError
 from redis import Redis, exceptions
 
-from posthog_jobs.errors import ConfigurationError, StoreUnavailableError, StoreValueError
+from posthog_jobs.errors import (
+    ConfigurationError,
+    StoreUnavailableError,
+    StoreValueError,
+    UnsupportedByBrokerError,
+)
 from posthog_jobs.keys import Keys
 
 if TYPE_CHECKING:
@@ -37,8 +42,29 @@ class RedisServer:
         self._client: Redis | None = None
         self._keys = Keys()
 
+    def connected(self) -> tuple[Redis, Keys]:
+        """Return the client, connected or not, and the key names.
+
+        Raises:
+            UnsupportedByBrokerError: it is no Redis.
+            redis.exceptions.RedisError, kombu.exceptions.KombuError, OSError: it does not answer.
+        """
+        if self._client is None:
+            with self._connect() as connection:
+                if connection.transport.driver_type != "redis":
+                    raise UnsupportedByBrokerError(
+                        f"the broker is {connection.transport.driver_name}, which cannot do this; "
+                        "Redis can"
+                    )
+                # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
+                channel = connection.channel()
+                pool = channel._get_pool()  # noqa: SLF001
+                self._keys = Keys(channel.global_keyprefix)
+            self._client = Redis(connection_pool=pool)
+        return self._client, self._keys
+
     def call(self, function: Callable[[Redis, Keys], T]) -> T:
-        """Call a function with the client and the key names.
+        """Call a function with the client and the key names, for `meta.cache` or `meta.storage`.
 
         Raises:
             StoreUnavailableError: the server does not answer.
@@ -46,7 +72,11 @@ class RedisServer:
             ConfigurationError: the broker is not Redis, and no other Redis is configured.
         """
         try:
-            return function(self._client or self._connected(), self._keys)
+            return function(*self.connected())
+        except UnsupportedByBrokerError as error:
+            raise ConfigurationError(
+                f"meta.cache and meta.storage need Redis, and {error}; set posthog_jobs_redis_url"
+            ) from None
         except exceptions.ResponseError as error:
             if str(error).startswith(_WRONG_KIND):
                 raise StoreValueError(f"the key holds a value of another kind: {error}") from None
@@ -55,17 +85,3 @@ class RedisServer:
             raise StoreUnavailableError(
                 f"Redis does not answer meta.cache and meta.storage: {error}"
             ) from error
-
-    def _connected(self) -> Redis:
-        with self._connect() as connection:
-            if connection.transport.driver_type != "redis":
-                raise ConfigurationError(
-                    f"meta.cache and meta.storage need Redis, and the broker is "
-                    f"{connection.transport.driver_name}; set posthog_jobs_redis_url"
-                )
-            # kombu reads every form of URL, TLS options, sentinels and ACL users; the pool is new
-            channel = connection.channel()
-            pool = channel._get_pool()  # noqa: SLF001
-            self._keys = Keys(channel.global_keyprefix)
-        self._client = Redis(connection_pool=pool)
-        return self._client

@@ -14,7 +14,7 @@ from posthog_jobs.extensions.logger import AppLogger
 from posthog_jobs.extensions.storage import Storage
 from posthog_jobs.hooks import on_event, process_event
 from posthog_jobs.installations import Installations
-from posthog_jobs.jobs import ABSENT, Jobs, Origin
+from posthog_jobs.jobs import ABSENT, Jobs, Origin, Outbox
 from posthog_jobs.lane import Lane
 from posthog_jobs.lifecycle import Lifecycle
 from posthog_jobs.meta import Meta
@@ -36,10 +36,10 @@ class Runtime:
     Attributes:
         settings: the settings that it was made from.
         installations: who is installed.
-        lane: publishes for coroutines.
+        outbox: publishes.
     """
 
-    __slots__ = ("_lifecycle", "_sender", "_server", "_stores", "installations", "lane", "settings")
+    __slots__ = ("_lifecycle", "_server", "_stores", "installations", "outbox", "settings")
 
     def __init__(self, settings: Settings, sender: Sender, server: RedisServer) -> None:
         """Load the installed apps; one that cannot be loaded is logged and left out."""
@@ -49,9 +49,8 @@ class Runtime:
         )
         for error in self.installations.broken.values():
             logger.error("%s", error, exc_info=error.__cause__)
-        self.lane: Final = Lane("posthog_jobs.publish")
+        self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
         self._stores: Final = Lane("posthog_jobs.store")
-        self._sender: Final = sender
         self._server: Final = server
         self._lifecycle: Final = Lifecycle(self._meta)
 
@@ -147,6 +146,6 @@ class Runtime:
             global_={},
             cache=Cache(installation.id, self._server, self._stores),
             storage=Storage(installation.id, self._server, self._stores),
-            jobs=Jobs(Origin(installation, self._sender, self.lane)),
+            jobs=Jobs(Origin(installation, self.outbox)),
             logger=AppLogger(installation),
         )

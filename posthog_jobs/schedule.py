@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from .errors import CursorError, NaiveDatetimeError
-from .transport import scripts
-from .transport.keys import Keys
-from .transport.records import Record, parse_partition, partition_of
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from posthog_jobs.errors import BrokerUnavailableError, CursorError, NaiveDatetimeError
+from posthog_jobs.transport import scripts
+from posthog_jobs.transport.keys import Keys
+from posthog_jobs.transport.records import Record, parse_partition, partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Partitions per script call, and jobs per batch of `cancel_all`: each is short for the server.
 _PARTITIONS: Final = 200
@@ -38,6 +46,30 @@ _PERIODS: Final = {
 }
 
 
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn what Redis' client and kombu raise into our own error.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer, or refuses the call.
+    """
+    try:
+        yield
+    except (RedisError, KombuError, OSError) as error:
+        raise BrokerUnavailableError(
+            f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
+        ) from error
+
+
+def _reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
+    @wraps(method)
+    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
+        with unavailable():
+            return method(*args, **kwargs)
+
+    return reaching
+
+
 class Steered(Enum):
     """What a steering call did."""
 
@@ -51,6 +83,11 @@ class Steered(Enum):
     PROMOTED = "promoted"
     #: Nothing waits under this id, and nothing was promoted under it lately. Nothing changed.
     UNKNOWN = "unknown"
+
+    @property
+    def waited(self) -> bool:
+        """Whether it waited, so that the call did what it was asked for."""
+        return self not in (Steered.PROMOTED, Steered.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,19 +166,31 @@ class Schedule:
     Args:
         client: a Redis client for the broker's database; its replies must be bytes.
         global_keyprefix: kombu's transport option of that name, if the app sets it.
+        revoke: called with the id of a job that `cancel` found to have left the schedule.
+
+    Every method raises BrokerUnavailableError when Redis does not answer.
     """
 
-    def __init__(self, client: Redis, *, global_keyprefix: str = "") -> None:
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        global_keyprefix: str = "",
+        revoke: Callable[[str], object] | None = None,
+    ) -> None:
         self._client = client
         self._keys = Keys(global_keyprefix)
+        self._revoke = revoke
 
     # -- look -------------------------------------------------------------------------------
 
+    @_reaching_broker
     def get(self, task_id: str) -> WaitingJob | None:
         """The job that waits under this id, or None."""
         found = self._load([task_id])
         return found[0] if found else None
 
+    @_reaching_broker
     def list(
         self,
         *,
@@ -155,7 +204,7 @@ class Schedule:
 
         Args:
             app_id: of this app only.
-            job: of this task name only.
+            job: of this job name or task name only.
             before: due before this moment only; aware.
             limit: how many at most.
             cursor: `Page.cursor` of the page before.
@@ -182,6 +231,7 @@ class Schedule:
             cursor=_make_cursor(*page[-1]) if more and page else None,
         )
 
+    @_reaching_broker
     def count(
         self,
         *,
@@ -201,6 +251,7 @@ class Schedule:
                 pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
         return sum(pipe.execute())
 
+    @_reaching_broker
     def forecast(self, *, app_id: str | None = None, job: str | None = None) -> Forecast:
         """How many come due in the next minute, hour, day, week, month, and later."""
         totals = [0] * (len(_PERIODS) + 1)
@@ -214,13 +265,19 @@ class Schedule:
 
     # -- steer ------------------------------------------------------------------------------
 
+    @_reaching_broker
     def cancel(self, task_id: str) -> Steered:
         """Take a job out of the schedule: CANCELLED, PROMOTED or UNKNOWN.
 
-        After CANCELLED it never runs. After PROMOTED it may be running; revoke it with Celery.
+        After CANCELLED it never runs. After PROMOTED it may be running, or have run; it has been
+        revoked in all workers, so that one that still has to start it does not.
         """
-        return Steered(self._run(scripts.CANCEL, task_id).decode())
+        steered = Steered(self._run(scripts.CANCEL, task_id).decode())
+        if steered is Steered.PROMOTED and self._revoke is not None:
+            self._revoke(task_id)
+        return steered
 
+    @_reaching_broker
     def cancel_all(self, *, app_id: str, job: str | None = None) -> int:
         """Take all jobs of an app, or of one of its task names, out of the schedule.
 
@@ -232,6 +289,7 @@ class Schedule:
                 cancelled += taken
         return cancelled
 
+    @_reaching_broker
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job to another time: RESCHEDULED, QUEUED (`at` is past), PROMOTED or UNKNOWN.
 
@@ -240,6 +298,7 @@ class Schedule:
         """
         return Steered(self._run(scripts.RESCHEDULE, task_id, _milliseconds(at, "at")).decode())
 
+    @_reaching_broker
     def run_now(self, task_id: str) -> Steered:
         """Send a job to its queue before its time: QUEUED, PROMOTED or UNKNOWN."""
         return Steered(self._run(scripts.RESCHEDULE, task_id, 0).decode())
@@ -250,7 +309,7 @@ class Schedule:
         return script(self._client, self._keys.fixed, [self._keys.prefix, *args])
 
     def _partitions(self, app_id: str | None, job: str | None) -> Sequence[bytes]:
-        if app_id is not None and job is not None:
+        if app_id is not None and job is not None and "." in job:
             return [partition_of(app_id, job).encode()]
         partitions: Sequence[bytes] = self._client.zrange(self._keys.heads, 0, -1)
         if app_id is None and job is None:
@@ -258,7 +317,7 @@ class Schedule:
         wanted = []
         for partition in partitions:
             app, name = parse_partition(partition)
-            if app_id in (None, app) and job in (None, name):
+            if app_id in (None, app) and job in (None, name, name.rpartition(".")[2]):
                 wanted.append(partition)
         return wanted
 
@@ -340,9 +399,7 @@ def _parse_cursor(cursor: str | None) -> tuple[int, str]:
     if cursor is None:
         return 0, ""
     try:
-        due, found, task_id = base64.urlsafe_b64decode(cursor).decode().partition(":")
-        if not found:
-            raise ValueError(cursor)
+        due, _, task_id = base64.urlsafe_b64decode(cursor).decode().partition(":")
         return int(due), task_id
     except ValueError as exc:
         raise CursorError(

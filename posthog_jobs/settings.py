@@ -64,8 +64,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{PREFIX}{name} is {value!r}; use a whole number above 0")
-        if self.redis_url is not None and not isinstance(self.redis_url, str):
+        if self.redis_url is not None and "://" not in str(self.redis_url):
             raise ConfigurationError(
-                f"{PREFIX}redis_url is of type {type(self.redis_url).__name__}; use a URL such as "
-                "redis://localhost:6379/0"
+                f"{PREFIX}redis_url is no URL; use one such as redis://localhost:6379/0, or leave "
+                "it out"
             )

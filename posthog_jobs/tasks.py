@@ -21,15 +21,21 @@ from posthog_jobs.errors import (
     RetryError,
     UnknownJobError,
 )
+from posthog_jobs.execution import in_worker
 from posthog_jobs.jobs import ABSENT
 from posthog_jobs.retries import ON_RETRY_ERROR, UNTIL_THERE
+from posthog_jobs.transport.outcome import last_outcome
+from posthog_jobs.transport.records import APP_HEADER, DUE_HEADER, IF_WAITING_HEADER, KEY_HEADER
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from celery import Celery
 
     from posthog_jobs.installations import Installation
     from posthog_jobs.jobs import JobMessage
     from posthog_jobs.retries import RetryPolicy
+    from posthog_jobs.schedule import Schedule, Steered
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +73,24 @@ class DurableTask(Task):
         """Send the task, as Celery's own does, with its arguments described by their size."""
         options.setdefault("argsrepr", self.describe(args or ()))
         options.setdefault("kwargsrepr", "{}")
+        options["headers"] = {**(options.get("headers") or {}), **self.headers_of(args or ())}
         return super().apply_async(args, kwargs, *arguments, **options)
 
     def describe(self, args: Any) -> str:
         """Return what logs and Flower may show of the arguments."""
         return f"(<{len(dumps(args))} bytes>)"
 
+    def headers_of(self, args: Any) -> dict[str, Any]:  # noqa: ARG002  # subclasses use it
+        """Return the headers that each message of the task has."""
+        return {}
+
     def again(
-        self, reason: Exception, policy: RetryPolicy, attempt: int, **options: Any
+        self,
+        reason: Exception,
+        policy: RetryPolicy,
+        attempt: int,
+        headers: dict[str, Any] | None = None,
+        **options: Any,
     ) -> NoReturn:
         """Send the message again, due later, and let this delivery be acknowledged.
 
@@ -87,17 +103,21 @@ class DurableTask(Task):
             raise reason
         request = self.request
         logger.warning("%s[%s] runs again in %g s: %s", self.name, request.id, delay, reason)
+        # without its key, under which another job may wait by now
+        headers = {
+            name: value
+            for name, value in {**(request.headers or {}), **(headers or {})}.items()
+            if name not in (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER)
+        }
         self.signature_from_request(
-            request, countdown=delay, argsrepr=request.argsrepr, **options
+            request, countdown=delay, argsrepr=request.argsrepr, headers=headers, **options
         ).apply_async()
         raise Ignore from reason
 
     def wait_for_app(self, reason: Exception) -> NoReturn:
         """Send the message again, due later, because its app is not there now."""
-        headers = dict(self.request.headers or {})
-        waited = int(headers.get(WAITED, 0))
-        headers[WAITED] = waited + 1
-        self.again(reason, UNTIL_THERE, waited, headers=headers, retries=self.request.retries)
+        waited = int((self.request.headers or {}).get(WAITED, 0))
+        self.again(reason, UNTIL_THERE, waited, {WAITED: waited + 1}, retries=self.request.retries)
 
 
 class JobTask(DurableTask):
@@ -109,6 +129,7 @@ class JobTask(DurableTask):
 
     def run(self, app_id: str, payload: object = ABSENT) -> None:
         """Run the job; again later if it raises `RetryError` or its app is not there."""
+        in_worker.set(True)
         try:
             job = self.app.runtime.job(self.app_name, self.job_name, app_id, payload)
         except (AppError, UnknownJobError) as error:
@@ -118,6 +139,10 @@ class JobTask(DurableTask):
         except RetryError as error:
             retries = self.request.retries
             self.again(error, ON_RETRY_ERROR, retries, retries=retries + 1)
+
+    def headers_of(self, args: Any) -> dict[str, Any]:
+        """Return the app id, by which the schedule is listed."""
+        return {APP_HEADER: args[0]}
 
     def describe(self, args: Any) -> str:
         """Return the app id, and the payload's size if there is one."""
@@ -132,6 +157,7 @@ class CaptureTask(DurableTask):
 
     def run(self, event: dict[str, Any]) -> None:
         """Run the hooks; an `on_event` that raised `RetryError` again later, and alone."""
+        in_worker.set(True)
         processed = self.app.runtime.process_event(event)
         if processed is None:
             return
@@ -154,6 +180,7 @@ class OnEventTask(DurableTask):
 
     def run(self, app_id: str, event: dict[str, Any]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
+        in_worker.set(True)
         reasons: list[Exception] = []
         try:
             self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)
@@ -220,12 +247,22 @@ class JobSender:
             )
         return size
 
-    def send(self, message: JobMessage) -> None:
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job.
+
+        Returns:
+            The id of what waits or runs now, and when it is due: those of the job that waited
+            under the key, if that was kept.
 
         Raises:
             BrokerUnavailableError: the broker did not take it.
+            UnsupportedByBrokerError: the job has a key, and the broker is not Redis.
         """
+        headers = {}
+        if message.key is not None:
+            schedule = self._app.schedule  # which only Redis has
+            headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
+            last_outcome.set(None)
         absent = message.payload is ABSENT
         args = (message.app_id,) if absent else (message.app_id, message.payload)
         self._publish(
@@ -235,7 +272,23 @@ class JobSender:
             task_id=message.id,
             eta=message.eta,
             countdown=message.countdown,
+            headers=headers,
         )
+        outcome = last_outcome.get() if message.key is not None else None
+        if outcome is None or outcome.id == message.id:
+            return message.id, message.due
+        kept = schedule.get(outcome.id)
+        return outcome.id, message.due if kept is None else kept.due
+
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule, or revoke it."""
+        schedule: Schedule = self._app.schedule
+        return schedule.cancel(task_id)
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job that waits."""
+        schedule: Schedule = self._app.schedule
+        return schedule.reschedule(task_id, at)
 
     def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
         """Enqueue an event for the hooks.

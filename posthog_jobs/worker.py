@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+logger = get_logger(__name__)
 
 
 class JobStrategies(dict[str, Any]):
@@ -40,6 +44,12 @@ class JobConsumer(Consumer):
     def Strategies(self) -> JobStrategies:  # noqa: N802  # Celery's name for the factory
         """Return the strategies; Celery calls this once, when the consumer is made."""
         return JobStrategies(self)
+
+    def on_ready(self) -> None:
+        """Warn, once the worker is ready, of what the broker may lose."""
+        super().on_ready()
+        for warning in self.app.broker_warnings():
+            logger.warning("%s", warning)
 
 
 class DiscreetRequest(Request):

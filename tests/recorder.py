@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.definitions import define_app
 from posthog_jobs.errors import PayloadTooLargeError
 from posthog_jobs.installations import Installation
-from posthog_jobs.jobs import Jobs, Origin
+from posthog_jobs.jobs import Jobs, Origin, Outbox
 from posthog_jobs.lane import Lane
+from posthog_jobs.schedule import Steered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from posthog_jobs.jobs import JobMessage, Sender
 
@@ -29,10 +32,23 @@ class Recorder:
             raise PayloadTooLargeError(f"{size} bytes, over the limit of 1000")
         return size
 
-    def send(self, message: JobMessage) -> None:
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
         if self.error is not None:
             raise self.error
         self.sent.append(message)
+        return message.id, message.due
+
+    def cancel(self, task_id: str) -> Steered:
+        waits = any(message.id == task_id for message in self.sent)
+        self.sent = [message for message in self.sent if message.id != task_id]
+        return Steered.CANCELLED if waits else Steered.UNKNOWN
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        for place, message in enumerate(self.sent):
+            if message.id == task_id:
+                self.sent[place] = replace(message, due=at)
+                return Steered.RESCHEDULED
+        return Steered.UNKNOWN
 
 
 def either(payload: Any = None, meta: Any = None) -> None: ...
@@ -60,4 +76,4 @@ def make_jobs(sender: Sender, functions: dict[str, Callable[..., Any]] | None = 
         order=0,
         version=1,
     )
-    return Jobs(Origin(installation, sender, Lane("test")))
+    return Jobs(Origin(installation, Outbox(sender, Lane("test"))))

@@ -38,7 +38,8 @@ def test_a_payload_is_a_payload(jobs: Jobs, sender: Recorder, name: str, payload
     """Arguments: x(None), x(0), x(""), x([]) and the like carry that payload, as it is."""
     jobs[name](payload).run_now()
 
-    assert sender.sent[0].payload is payload
+    assert sender.sent[0].payload == payload
+    assert type(sender.sent[0].payload) is type(payload)
     assert sender.sent[0].payload_bytes == len(repr(payload))
 
 

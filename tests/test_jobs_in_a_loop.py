@@ -14,6 +14,8 @@ from posthog_jobs.errors import BrokerUnavailableError, DurationError, JobCallEr
 from tests.recorder import Recorder, make_jobs
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from posthog_jobs.jobs import JobMessage
 
 
@@ -25,10 +27,10 @@ class SlowSender(Recorder):
         self.go_on = threading.Event()
         self.finished = threading.Semaphore(0)
 
-    def send(self, message: JobMessage) -> None:
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
         assert self.go_on.wait(10)
         try:
-            super().send(message)
+            return super().send(message)
         finally:
             self.finished.release()
 

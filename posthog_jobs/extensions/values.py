@@ -32,7 +32,7 @@ def check_key(key: object) -> str:
 
 
 def encode(value: object) -> str:
-    """Return a value as JSON, equal values as equal text.
+    """Return a value as JSON, with a dict's keys in order.
 
     Raises:
         StoreValueError: it holds what JSON, as kombu writes it, does not carry.

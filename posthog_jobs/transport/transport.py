@@ -11,7 +11,6 @@ from .channel import Channel, SentinelChannel
 from .poller import Poller
 
 
-
 class _Durable:
     """What our transports do differently; goes in front of one of kombu's.
 
