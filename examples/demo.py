@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -98,11 +99,16 @@ class Worker:
             if "continueSearchingForTheTeapot" in line:
                 task_id = line.partition("continueSearchingForTheTeapot[")[2][:8]
                 if line.rstrip().endswith("received"):
-                    say("worker", f"job {task_id} arrived, and waits until it is due")
+                    say("worker", f"job {task_id} is due, and starts")
                 elif " succeeded in " in line:
                     say("worker", f"job {task_id} has run")
             elif "no teapot yet" in line:
-                say("worker", f"the app schedules its next look in {SECONDS_BETWEEN} s")
+                say(
+                    "worker",
+                    f"no teapot yet: the next job waits for {SECONDS_BETWEEN} s",
+                )
+            elif "started the embedded Redis" in line:
+                say("redis", "a private Redis has been started")
             elif line.rstrip().endswith(" ready."):
                 say("worker", "ready")
                 self.ready.set()
@@ -156,10 +162,14 @@ def send_event() -> None:
     """Send one event through `process_event`, as an app that ingests events would."""
     # imported now, since the configuration is read from the environment set above
     import posthog_jobs  # noqa: PLC0415
+    from posthog_jobs.celery import app  # noqa: PLC0415
 
     say("demo", "process_event: an event comes in, and the app looks at once")
     posthog_jobs.process_event({"event": "kettle is on", "distinct_id": "you"})
-    say("demo", "process_event has returned: the first job is sent, due in 2 s")
+    say("demo", "process_event has returned; what waits on the broker now:")
+    for job in app.schedule.list().jobs:
+        seconds = (job.due - datetime.now(UTC)).total_seconds()
+        say("demo", f"job {job.id[:8]}, due in {seconds:.2f} s")
 
 
 def stop_redis() -> None:
