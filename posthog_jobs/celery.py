@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from amqp.exceptions import NotFound
 from celery import Celery, signals
 from kombu.transport import TRANSPORT_ALIASES
 
+from posthog_jobs import rabbitmq
 from posthog_jobs.embedded import EmbeddedServer
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.events import check_event
@@ -55,6 +57,7 @@ class PostHogJobs(Celery):
         """
         self._runtime: Runtime | None = None
         self._runtime_lock = threading.RLock()
+        self._delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
         self._tasks.app = self
         for task in (CaptureTask, OnEventTask):
@@ -128,9 +131,53 @@ class PostHogJobs(Celery):
         """
         return self.runtime.meta(app_id)
 
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: float | None = None,
+        eta: Any = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Send a task, as Celery's own does; all tasks, retries and canvases pass here.
+
+        On RabbitMQ its delay is rounded up to whole seconds.
+
+        Raises:
+            DelayTooLongError: RabbitMQ cannot hold it so long; nothing was sent.
+            ConfigurationError: on RabbitMQ, the names of two queues would make it run twice.
+        """
+        send, delays = super().send_task, self._delays
+        if not (countdown or eta) or not delays.are_native():
+            return send(name, args, kwargs, countdown, eta, *arguments, **options)
+        countdown = delays.whole_seconds(countdown, eta)
+        if countdown is None:
+            return send(name, args, kwargs, None, None, *arguments, **options)
+        router = options.pop("router", None) or self.amqp.router
+        options["router"] = rabbitmq.DelayRouter(router, self.amqp.queues, delays)
+        try:
+            return send(name, args, kwargs, countdown, None, *arguments, **options)
+        except NotFound:  # somebody has deleted what was declared, or reset the broker
+            delays.forget()
+            return send(name, args, kwargs, countdown, None, *arguments, **options)
+
+    def check_delay(self, seconds: float) -> None:
+        """Refuse a delay that the broker cannot hold.
+
+        Args:
+            seconds: the delay.
+
+        Raises:
+            DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
+        """
+        self._delays.check(seconds)
+
     def _load_config(self) -> Any:
         conf = super()._load_config()
-        conf.maps.insert(-1, DEFAULTS)  # over Celery's defaults, under all that is configured
+        # over Celery's defaults, under all that is configured
+        conf.maps.insert(-1, {**DEFAULTS, **rabbitmq.defaults(conf)})
         return conf
 
     def _connection(self, url: str | None, **options: Any) -> Connection:
@@ -143,12 +190,15 @@ class PostHogJobs(Celery):
                 "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
                 "embedded Redis"
             )
-        scheme = (url or "").partition("://")[0].partition("+")[0]
-        if "://" in (url or "") and scheme not in TRANSPORT_ALIASES and "." not in scheme:
+        scheme = rabbitmq.scheme(url)
+        if scheme and scheme not in TRANSPORT_ALIASES and "." not in scheme:
             raise ConfigurationError(
                 f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, "
                 "rediss://, redis+socket://, sentinel:// or amqp://"
             )
+        if scheme in rabbitmq.TRANSPORTS:
+            given = options.get("transport_options")
+            options["transport_options"] = rabbitmq.transport_options(self.conf, given)
         return super()._connection(url, **options)
 
     def _store_connection(self, url: str | None) -> Connection:
