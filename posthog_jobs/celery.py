@@ -147,21 +147,24 @@ class PostHogJobs(Celery):
 
         Raises:
             DelayTooLongError: RabbitMQ cannot hold it so long; nothing was sent.
-            ConfigurationError: on RabbitMQ, the names of two queues would make it run twice.
+            ConfigurationError: on RabbitMQ, the names of two queues would make it run twice, or
+                the queue or its exchange is there and of another kind.
         """
-        send, delays = super().send_task, self._delays
-        if not (countdown or eta) or not delays.are_native():
-            return send(name, args, kwargs, countdown, eta, *arguments, **options)
-        countdown = delays.whole_seconds(countdown, eta)
-        if countdown is None:
-            return send(name, args, kwargs, None, None, *arguments, **options)
-        router = options.pop("router", None) or self.amqp.router
-        options["router"] = rabbitmq.DelayRouter(router, self.amqp.queues, delays)
-        try:
-            return send(name, args, kwargs, countdown, None, *arguments, **options)
-        except NotFound:  # somebody has deleted what was declared, or reset the broker
-            delays.forget()
-            return send(name, args, kwargs, countdown, None, *arguments, **options)
+        send = super().send_task
+        delays = self._delays
+        with rabbitmq.names_are_free():
+            if not (countdown or eta) or not delays.are_native():
+                return send(name, args, kwargs, countdown, eta, *arguments, **options)
+            countdown = delays.whole_seconds(countdown, eta)
+            if countdown is None:
+                return send(name, args, kwargs, None, None, *arguments, **options)
+            router = options.pop("router", None) or self.amqp.router
+            options["router"] = rabbitmq.DelayRouter(router, self.amqp.queues, delays)
+            try:
+                return send(name, args, kwargs, countdown, None, *arguments, **options)
+            except NotFound:  # somebody has deleted what was declared, or reset the broker
+                delays.forget()
+                return send(name, args, kwargs, countdown, None, *arguments, **options)
 
     def check_delay(self, seconds: float) -> None:
         """Refuse a delay that the broker cannot hold.

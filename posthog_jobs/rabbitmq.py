@@ -9,9 +9,10 @@ any worker.
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from amqp.exceptions import AMQPError, MessageNacked
+from amqp.exceptions import AMQPError, MessageNacked, PreconditionFailed
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.utils.time import subtract_datetimes
 from dateutil.parser import isoparse
@@ -24,6 +25,7 @@ from kombu.transport.native_delayed_delivery import (
 from posthog_jobs.errors import ConfigurationError, DelayTooLongError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from celery import Celery
@@ -88,6 +90,23 @@ def transport_options(conf: Any, given: dict[str, Any] | None) -> dict[str, Any]
         given: options of this connection, which win over both.
     """
     return {"confirm_publish": True, **conf.broker_transport_options, **(given or {})}
+
+
+@contextmanager
+def names_are_free() -> Iterator[None]:
+    """Say what to do where RabbitMQ has a queue or an exchange of a name, but of another kind.
+
+    Raises:
+        ConfigurationError: so it is; as after another Celery app that left Celery's defaults.
+    """
+    try:
+        yield
+    except PreconditionFailed as error:
+        raise ConfigurationError(
+            f"RabbitMQ has what posthog_jobs declares, but of another kind: {error.reply_text}; "
+            "set task_default_queue to a name that nothing else uses, or delete the old queue and "
+            "exchange when they are empty"
+        ) from error
 
 
 class Delays:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 
+from posthog_jobs.rabbitmq import names_are_free
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,6 +42,15 @@ class JobConsumer(Consumer):
     def Strategies(self) -> JobStrategies:  # noqa: N802  # Celery's name for the factory
         """Return the strategies; Celery calls this once, when the consumer is made."""
         return JobStrategies(self)
+
+    def start(self) -> None:
+        """Consume until the worker stops.
+
+        Raises:
+            ConfigurationError: RabbitMQ has one of the queues, but of another kind.
+        """
+        with names_are_free():
+            super().start()
 
 
 class DiscreetRequest(Request):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from amqp.exceptions import NotFound
-from celery import signals
+from celery import Celery, signals
 
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
@@ -241,6 +241,19 @@ def test_names_that_would_make_a_job_run_twice_are_refused(producer: PostHogJobs
         producer.send_task(
             "posthog_jobs.recorder.record", ("recorder", 1), countdown=1, queue=f"x.{queue}"
         )
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_queue_of_another_kind_is_one_clear_error(producer: PostHogJobs, delay: int) -> None:
+    """Bad input: a queue that a stock Celery app left there is named, with what to do."""
+    name = producer.conf.task_default_queue
+    stock = Celery(broker=producer.conf.broker_url, set_as_current=False)
+    stock.conf.task_default_queue = name
+    stock.send_task("x")
+    stock.close()
+
+    with pytest.raises(ConfigurationError, match=f"'{name}'.*set task_default_queue"):
+        producer.meta_for("recorder").jobs.record(1).run_in(delay, "seconds")
 
 
 def test_what_somebody_deleted_is_declared_again(producer: PostHogJobs) -> None:
