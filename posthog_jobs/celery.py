@@ -205,6 +205,10 @@ class PostHogJobs(Celery):
         return super()._connection(url, **options)
 
     def _store_connection(self, url: str | None) -> Connection:
+        if url and rabbitmq.is_configured(self.conf):
+            return self.amqp.Connection(
+                url
+            )  # the broker's TLS, user and port are not this server's
         return self.connection_for_write(url) if url else self.connection_for_write()
 
     def _on_import_modules(self, **_: Any) -> None:

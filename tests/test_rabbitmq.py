@@ -280,6 +280,25 @@ def test_the_stores_say_that_they_need_redis(
         PostHogJobs(config_source=without).meta_for("recorder").cache.get("x", None)
 
 
+def test_the_stores_take_nothing_from_the_connection_to_rabbitmq(
+    default_redis_broker: RedisProcess,
+) -> None:
+    """RabbitMQ: TLS, user and port that are configured for it are not used for Redis."""
+    source = {
+        "broker_url": "amqps://rabbitmq.invalid//",
+        "broker_transport": "pyamqp",
+        "broker_use_ssl": True,
+        "broker_user": "somebody",
+        "posthog_jobs_apps": APPS,
+        "posthog_jobs_redis_url": default_redis_broker.url,
+    }
+    cache = PostHogJobs(config_source=source).meta_for("recorder").cache
+
+    cache.set("key", [1])
+
+    assert cache.get("key", None) == [1]
+
+
 def test_nothing_listens_beyond_the_loopback(rabbitmq: RabbitMQProcess) -> None:
     """The server of these tests can be reached from this machine alone."""
     assert rabbitmq_node.listening(rabbitmq) == {"127.0.0.1"}
