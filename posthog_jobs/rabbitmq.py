@@ -244,10 +244,11 @@ class DelayRouter:
         if options.get("queue") is not None or not key or "exchange" not in options:
             return options
         exchange = getattr(options["exchange"], "name", options["exchange"]) or ""
-        if exchange.startswith(_DELAY_EXCHANGES):
+        delayed = exchange.startswith(_DELAY_EXCHANGES)
+        if delayed:
             key = key.split(".", MAX_NUMBER_OF_BITS_TO_USE)[-1]
         for queue in self._queues.values():
-            if queue.routing_key == key:
+            if queue.routing_key == key and (delayed or queue.exchange.name == exchange):
                 kept = {k: v for k, v in options.items() if k not in ("exchange", "routing_key")}
                 return {**kept, "queue": queue}
         return options
