@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from amqp.exceptions import NotFound
 from celery import Celery, signals
 from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
 from redis.exceptions import RedisError
 
-from posthog_jobs import transport
+from posthog_jobs import rabbitmq, transport
 from posthog_jobs.embedded import EmbeddedServer
 from posthog_jobs.errors import ConfigurationError, UnsupportedByBrokerError
 from posthog_jobs.events import check_event
@@ -65,6 +66,7 @@ class PostHogJobs(Celery):
         self._runtime: Runtime | None = None
         self._broker = RedisServer(self.connection_for_write)
         self._runtime_lock = threading.RLock()
+        self._delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
         self._tasks.app = self
         for task in (CaptureTask, OnEventTask):
@@ -89,7 +91,7 @@ class PostHogJobs(Celery):
                     settings = Settings.from_conf(self.conf)
                     server = self._broker
                     if settings.redis_url is not None:
-                        server = RedisServer(partial(self.connection_for_write, settings.redis_url))
+                        server = RedisServer(partial(self._store_connection, settings.redis_url))
                     self._runtime = Runtime(settings, JobSender(self), server)
         return self._runtime
 
@@ -166,9 +168,56 @@ class PostHogJobs(Celery):
         except (RedisError, KombuError, OSError) as error:
             return [f"Redis does not tell how it keeps its data: {error}"]
 
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: float | None = None,
+        eta: Any = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Send a task, as Celery's own does; all tasks, retries and canvases pass here.
+
+        On RabbitMQ its delay is rounded up to whole seconds.
+
+        Raises:
+            DelayTooLongError: RabbitMQ cannot hold it so long; nothing was sent.
+            ConfigurationError: on RabbitMQ, the names of two queues would make it run twice, or
+                the queue or its exchange is there and of another kind.
+        """
+        send = super().send_task
+        delays = self._delays
+        with rabbitmq.names_are_free():
+            if not (countdown or eta) or not delays.are_native():
+                return send(name, args, kwargs, countdown, eta, *arguments, **options)
+            countdown = delays.whole_seconds(countdown, eta)
+            if countdown is None:
+                return send(name, args, kwargs, None, None, *arguments, **options)
+            router = options.pop("router", None) or self.amqp.router
+            options["router"] = rabbitmq.DelayRouter(router, self.amqp.queues, delays)
+            try:
+                return send(name, args, kwargs, countdown, None, *arguments, **options)
+            except NotFound:  # somebody has deleted what was declared, or reset the broker
+                delays.forget()
+                return send(name, args, kwargs, countdown, None, *arguments, **options)
+
+    def check_delay(self, seconds: float) -> None:
+        """Refuse a delay that the broker cannot hold.
+
+        Args:
+            seconds: the delay.
+
+        Raises:
+            DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
+        """
+        self._delays.check(seconds)
+
     def _load_config(self) -> Any:
         conf = super()._load_config()
-        conf.maps.insert(-1, DEFAULTS)  # over Celery's defaults, under all that is configured
+        # over Celery's defaults, under all that is configured
+        conf.maps.insert(-1, {**DEFAULTS, **rabbitmq.defaults(conf)})
         return conf
 
     def _connection(self, url: str | list[str] | None, **options: Any) -> Connection:
@@ -176,12 +225,20 @@ class PostHogJobs(Celery):
             server = EmbeddedServer.of_user()
             server.start()
             url = self.conf.broker_url = server.url
-        scheme = _scheme(url)
+        scheme = _checked_scheme(url)
+        given = options.get("transport_options") or {}
         if scheme in transport.ALIASES:
             # only connections of this app have the option, so only they get our transport
-            given = options.get("transport_options") or {}
             options["transport_options"] = {**given, transport.OPTION: True}
+        elif scheme in rabbitmq.TRANSPORTS:
+            options["transport_options"] = rabbitmq.transport_options(self.conf, given)
         return super()._connection(url, **options)
+
+    def _store_connection(self, url: str) -> Connection:
+        if rabbitmq.is_configured(self.conf):
+            # the broker's TLS, user and port are not this server's
+            return self.amqp.Connection(url)
+        return self.connection_for_write(url)
 
     def _on_import_modules(self, **_: Any) -> None:
         """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""
@@ -194,21 +251,19 @@ class PostHogJobs(Celery):
             self._runtime.tear_down()
 
 
-def _scheme(url: str | list[str] | None) -> str:
-    """Return the first broker's URL scheme, without the part that says it is a socket.
+def _checked_scheme(url: str | list[str] | None) -> str:
+    """Return the scheme of the first broker URL.
 
     Raises:
         ConfigurationError: the URL is empty, or its scheme is of no broker.
     """
-    first = url[0] if isinstance(url, list) else url
-    if first == "":
+    if url == "":
         raise ConfigurationError(
             "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
             "embedded Redis"
         )
-    scheme, found, _ = (first or "").partition("://")
-    scheme = scheme.partition("+")[0]
-    if found and scheme not in TRANSPORT_ALIASES and "." not in scheme:
+    scheme = rabbitmq.scheme(url)
+    if scheme and scheme not in TRANSPORT_ALIASES and "." not in scheme:
         raise ConfigurationError(
             f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, rediss://, "
             "redis+socket://, sentinel:// or amqp://"

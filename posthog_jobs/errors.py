@@ -73,6 +73,10 @@ class DurationError(DueError):
     """`run_in` was given a number or a unit that is no duration."""
 
 
+class DelayTooLongError(DueError):
+    """A job is due later than the broker can hold it, which RabbitMQ can for 8.5 years."""
+
+
 class PayloadError(PostHogJobsError, TypeError):
     """A payload holds a value that cannot travel as JSON and arrive equal."""
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.errors import AppSetupError, EventError, RetryError
+from posthog_jobs.errors import AppSetupError, EventError, PayloadError, RetryError
 from posthog_jobs.events import check_event
 from posthog_jobs.execution import call
 
@@ -96,4 +96,7 @@ def _checked(result: object, event: Event) -> Event:
             f"process_event changed team_id from {event['team_id']!r} to "
             f"{result.get('team_id')!r}; an app must leave it as it is"
         )
-    return check_event(result, default_team_id=event["team_id"])
+    try:
+        return check_event(result, default_team_id=event["team_id"])
+    except (EventError, PayloadError) as error:
+        raise EventError(f"process_event returned what is no event: {error}") from None

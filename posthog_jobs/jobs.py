@@ -81,6 +81,9 @@ class Sender(Protocol):
     def measure(self, payload: object) -> int:
         """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
 
+    def check_delay(self, seconds: float) -> None:
+        """Raise DelayTooLongError for a delay that the broker cannot hold."""
+
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job; raise BrokerUnavailableError if that cannot be done.
 
@@ -234,11 +237,13 @@ class JobCall:
 
         Raises:
             NaiveDatetimeError: the datetime has no time zone.
-            DueError: it is no datetime, or lies past year 9999.
+            DueError: it is no datetime, or lies past year 9999, or later than the broker can hold
+                a job (DelayTooLongError; RabbitMQ alone has a limit).
             BrokerUnavailableError: as `run_now`.
         """
         now = datetime.now(UTC)
         due = due_at(moment, now=now)
+        self._origin.outbox.sender.check_delay((due - now).total_seconds())
         return self._send(due, eta=due if due > now else None)
 
     def run_in(self, number: Number, unit: str) -> JobHandle:
@@ -254,11 +259,14 @@ class JobCall:
 
         Raises:
             DurationError: the number or the unit is not one, or the end lies past year 9999.
+            DelayTooLongError: the broker is RabbitMQ, which holds a job for 8.5 years at most.
             BrokerUnavailableError: as `run_now`.
         """
         now = datetime.now(UTC)
         due = due_in(number, unit, now=now)
-        return self._send(due, countdown=(due - now).total_seconds() or None)
+        delay = (due - now).total_seconds()
+        self._origin.outbox.sender.check_delay(delay)
+        return self._send(due, countdown=delay or None)
 
     def _send(
         self, due: datetime, eta: datetime | None = None, countdown: float | None = None

@@ -23,6 +23,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.execution import in_worker
 from posthog_jobs.jobs import ABSENT
+from posthog_jobs.rabbitmq import REFUSALS
 from posthog_jobs.retries import ON_RETRY_ERROR, UNTIL_THERE
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import APP_HEADER, DUE_HEADER, IF_WAITING_HEADER, KEY_HEADER
@@ -247,6 +248,14 @@ class JobSender:
             )
         return size
 
+    def check_delay(self, seconds: float) -> None:
+        """Refuse a delay, in seconds, that the broker cannot hold.
+
+        Raises:
+            DelayTooLongError: the broker is RabbitMQ, and the delay over 2^28 - 1 seconds.
+        """
+        self._app.check_delay(seconds)
+
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job.
 
@@ -301,7 +310,7 @@ class JobSender:
     def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
         try:
             self._app.tasks[name].apply_async(args, argsrepr=argsrepr, **options)
-        except (KombuError, RedisError, OSError) as error:
+        except (KombuError, RedisError, OSError, *REFUSALS) as error:
             with self._app.connection_for_write() as connection:
                 url = connection.as_uri()  # with its password masked
             raise BrokerUnavailableError(

@@ -8,6 +8,8 @@ from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 
+from posthog_jobs.rabbitmq import names_are_free
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,6 +52,15 @@ class JobConsumer(Consumer):
         super().on_ready()
         for warning in self.app.broker_warnings():
             logger.warning("%s", warning)
+
+    def start(self) -> None:
+        """Consume until the worker stops.
+
+        Raises:
+            ConfigurationError: RabbitMQ has one of the queues, but of another kind.
+        """
+        with names_are_free():
+            super().start()
 
 
 class DiscreetRequest(Request):

@@ -32,6 +32,9 @@ class Recorder:
             raise PayloadTooLargeError(f"{size} bytes, over the limit of 1000")
         return size
 
+    def check_delay(self, seconds: float) -> None:
+        """Take any."""
+
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         if self.error is not None:
             raise self.error

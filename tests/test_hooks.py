@@ -105,7 +105,7 @@ def loses_name(event: Event, meta: Meta) -> Event:
         (raises_later, "ValueError: in the hook"),
         (changes_team, "changed team_id from 1 to 2; an app must leave it"),
         (loses_team, "changed team_id from 1 to None"),
-        (loses_name, "took the event's name away"),
+        (loses_name, "returned what is no event: the event has no name"),
         (lambda event, meta: True, "returned bool; return the event, or None"),
         (lambda event, meta: [event], "returned list"),
     ],

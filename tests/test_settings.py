@@ -64,7 +64,7 @@ def test_unknown_settings(name: str, hint: str) -> None:
         ("max_payload_bytes", 1.5, r"is 1\.5; use a whole number"),
         ("default_team_id", -1, r"posthog_jobs_default_team_id is -1; use"),
         ("default_team_id", "1", r"posthog_jobs_default_team_id is '1'; use"),
-        ("redis_url", 6379, r"posthog_jobs_redis_url is of type int; use a URL"),
+        ("redis_url", 6379, r"posthog_jobs_redis_url is no URL; use one such as"),
     ],
 )
 def test_values_that_cannot_work(name: str, value: Any, message: str) -> None:
