@@ -196,7 +196,7 @@ class DurableChannel:
         )
 
     def turn(self) -> bool:
-        """Acknowledge, promote and fetch at once, and deliver; tell whether there was anything."""
+        """Acknowledge, promote and fetch at once, and deliver; whether there was anything."""
         self._recover()
         acks = self.lease.take_acks()
         names = self._queue_cycle.consume(len(self.active_queues))
@@ -209,9 +209,7 @@ class DurableChannel:
             self.lease.give_back(acks)
             raise
         self._accept(reply, list(names))
-        found = bool(self._buffer)
-        self.deliver()
-        return found
+        return self.deliver()
 
     def _recover(self) -> None:
         if self._reply_lost:
@@ -242,8 +240,10 @@ class DurableChannel:
         for name in used:
             self._queue_cycle.rotate(name)
 
-    def deliver(self) -> None:
+    def deliver(self) -> bool:
         """Hand over what was fetched, for as long as a tick of the event loop may take."""
+        if not self._buffer:
+            return False
         buffer, callbacks, qos = self._buffer, self.connection._callbacks, self.qos
         run_ready = self.connection.cycle.run_ready
         until, low = monotonic() + DELIVERY_BUDGET, len(buffer) // 2
@@ -263,6 +263,7 @@ class DurableChannel:
                     self._brpop_start()  # Redis fetches more while the rest is worked off
                 if monotonic() >= until:
                     break
+        return True
 
     def _readable(self, tag: str, raw: bytes) -> dict[str, Any] | None:
         try:
@@ -341,13 +342,12 @@ class DurableChannel:
             self._in_poll = None
             self._flush_brpop_reauth()
         if fetching:
-            had = bool(self._buffer)
             self._accept(reply, self._names)
-            if not self._buffer and not had:
-                raise Empty
-            self.deliver()
-        elif not self.turn():
-            raise Empty  # or a consumer that waits for so long and no longer would wait on
+            found = self.deliver()
+        else:
+            found = self.turn()
+        if not found:
+            raise Empty  # lets drain_events() count its timeout
         return True
 
     def _on_connection_disconnect(self, connection: Any) -> None:
