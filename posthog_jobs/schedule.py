@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-#: Partitions per script call, and jobs per batch of `cancel_all`: each is short for the server.
+#: Partitions and rows per script call, and jobs per batch of `cancel_all`, so that each call is
+#: short for the server.
 _PARTITIONS: Final = 200
+_ROWS: Final = 2000
 _BATCH: Final = 500
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
@@ -308,10 +307,10 @@ class Schedule:
     def _run(self, script: scripts.Script, *args: Any) -> Any:
         return script(self._client, self._keys.fixed, [self._keys.prefix, *args])
 
-    def _partitions(self, app_id: str | None, job: str | None) -> Sequence[bytes]:
-        if app_id is not None and job is not None and "." in job:
-            return [partition_of(app_id, job).encode()]
-        partitions: Sequence[bytes] = self._client.zrange(self._keys.heads, 0, -1)
+    def _partitions(self, app_id: str | None, job: str | None) -> Sequence[str]:
+        if app_id is not None and job is not None:
+            return [partition_of(app_id, job)]
+        partitions = [name.decode() for name in self._client.zrange(self._keys.heads, 0, -1)]
         if app_id is None and job is None:
             return partitions
         wanted = []
@@ -322,10 +321,10 @@ class Schedule:
         return wanted
 
     def _page(
-        self, partitions: Sequence[bytes], limit: int, due: int, after: str
+        self, partitions: Sequence[str], limit: int, due: int, after: str
     ) -> list[list[tuple[int, str]]]:
         pages = []
-        for some in _chunks(partitions, _PARTITIONS):
+        for some in _chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
             for found in self._run(scripts.PAGE, limit, due, after, *some):
                 pairs = zip(found[1::2], found[::2], strict=True)
                 pages.append([(int(score), task_id.decode()) for score, task_id in pairs])
@@ -376,7 +375,7 @@ class Schedule:
         return max(timedelta(), late * _MS)
 
 
-def _chunks(items: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
 

@@ -43,9 +43,9 @@ def partition_of(app_id: str, job: str) -> str:
     return f"{len(app_id.encode())}:{app_id}{len(job.encode())}:{job}"
 
 
-def parse_partition(partition: bytes) -> tuple[str, str]:
+def parse_partition(partition: str) -> tuple[str, str]:
     """The app id and the task name that a partition is for."""
-    app_id, rest = _take(partition)
+    app_id, rest = _take(partition.encode())
     job, _ = _take(rest)
     return app_id.decode(), job.decode()
 
@@ -92,7 +92,7 @@ class Record:
         queue, data = _take(data)
         partition, data = _take(data)
         key, data = _take(data)
-        app_id, job = parse_partition(partition)
+        app_id, job = parse_partition(partition.decode())
         message = data.replace(_ID.encode(), task_id.encode()).replace(_TAG.encode(), b"")
         return cls(
             queue=queue.decode(),

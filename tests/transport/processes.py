@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,11 @@ class Site:
         app = Celery("producer", broker=self.broker, set_as_current=False)
         app.conf.update(broker_transport_options=options, task_ignore_result=True, **self.conf)
         return app
+
+    @cached_property
+    def producer(self) -> Any:
+        """The same producer each time."""
+        return self.app()
 
     def noted(self, kind: str = "run") -> list[Any]:
         return [json.loads(value) for value in self.notes.lrange(f"notes:{kind}", 0, -1)]

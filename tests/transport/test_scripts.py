@@ -267,7 +267,7 @@ class Broker(RuleBasedStateMachine):
             rows = self.client.zrange(key, 0, -1, withscores=True)
             partition = key.removeprefix(b"p:posthog_jobs:due:")
             assert heads.pop(partition) == rows[0][1]
-            assert parse_partition(partition)[1] == "t"
+            assert parse_partition(partition.decode())[1] == "t"
             listed |= {name for name, _ in rows}
         assert heads == {}
         assert listed == waiting

@@ -1,0 +1,208 @@
+"""Steering: list, count, cancel, move and forecast, keys, and how fast each is."""
+
+from __future__ import annotations
+
+import base64
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from posthog_jobs.errors import CursorError, NaiveDatetimeError
+from posthog_jobs.schedule import Forecast, Schedule, Steered
+from posthog_jobs.transport.outcome import Outcome, last_outcome
+from posthog_jobs.transport.records import partition_of
+
+from .processes import until
+
+if TYPE_CHECKING:
+    from .processes import Site
+
+
+@pytest.fixture
+def schedule(site: Site) -> Schedule:
+    return Schedule(site.redis)
+
+
+def send(site: Site, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any) -> None:
+    headers = {"posthog_jobs_app": app_id, "posthog_jobs_key": key}
+    headers["posthog_jobs_if_waiting"] = kwargs.pop("if_waiting", None)
+    site.producer.send_task(
+        kwargs.pop("task", "run"),
+        args=[name],
+        task_id=name,
+        headers={k: v for k, v in headers.items() if v is not None},
+        **kwargs,
+    )
+
+
+def test_get_shows_what_waits(site: Site, schedule: Schedule) -> None:
+    """A waiting job can be read with its app, job, key, due time and message."""
+    due = datetime(2030, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+    send(site, "a", app_id="web:1", key="user-42", eta=due)
+    job = schedule.get("a")
+    assert job
+    assert (job.id, job.app_id, job.job, job.key, job.due) == ("a", "web:1", "run", "user-42", due)
+    assert job.queue == "celery"
+    assert job.message["headers"]["id"] == job.message["properties"]["correlation_id"] == "a"
+    assert job.body.startswith(b'[["a"]')
+    assert schedule.get("b") is None
+
+
+def test_list_goes_page_by_page(site: Site, schedule: Schedule) -> None:
+    """Pages follow the due time across apps and jobs, and no job is missed or shown twice."""
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    for number in range(30):
+        send(site, f"{number:02}", app_id=str(number % 3), eta=at + timedelta(hours=number // 10))
+    seen, cursor = [], None
+    while True:
+        page = schedule.list(limit=7, cursor=cursor)
+        seen += [job.id for job in page.jobs]
+        if (cursor := page.cursor) is None:
+            break
+    assert seen == [f"{number:02}" for number in range(30)]
+    assert [job.id for job in schedule.list(app_id="0").jobs] == seen[::3]
+    before = at + timedelta(hours=1)
+    assert [job.id for job in schedule.list(app_id="1", before=before).jobs] == ["01", "04", "07"]
+    assert schedule.list(job="none").jobs == ()
+    assert schedule.count() == 30
+    assert schedule.count(app_id="0") == schedule.count(app_id="0", job="run") == 10
+    assert schedule.count(before=before) == 10
+
+
+def test_bad_arguments(schedule: Schedule) -> None:
+    """A cursor of somebody else's and a time without a zone are refused."""
+    with pytest.raises(CursorError, match="Page.cursor"):
+        schedule.list(cursor="nonsense")
+    with pytest.raises(NaiveDatetimeError, match="tzinfo=timezone.utc"):
+        schedule.reschedule("a", datetime(2030, 1, 1))  # noqa: DTZ001 - the point
+
+
+def test_steering(site: Site, schedule: Schedule) -> None:
+    """What waits can be cancelled, moved, and run now; what does not is said to be unknown."""
+    for name in "abc":
+        send(site, name, countdown=3600)
+    assert schedule.cancel("a") is Steered.CANCELLED
+    assert schedule.cancel("a") is Steered.UNKNOWN
+    moved = datetime(2031, 1, 1, tzinfo=UTC)
+    assert schedule.reschedule("b", moved) is Steered.RESCHEDULED
+    job = schedule.get("b")
+    assert job
+    assert job.due == moved
+    assert schedule.run_now("c") is Steered.QUEUED
+    assert schedule.run_now("c") is schedule.cancel("c") is Steered.PROMOTED
+    site.worker("solo")
+    until(lambda: site.noted() == ["c"])
+    assert schedule.reschedule("b", datetime(2020, 1, 1, tzinfo=UTC)) is Steered.QUEUED
+    until(lambda: site.noted() == ["c", "b"])
+
+
+def test_cancel_all(site: Site, schedule: Schedule) -> None:
+    """All that waits of an app, or of one of its jobs, can be cancelled at once."""
+    for number in range(1200):
+        send(site, str(number), app_id=str(number % 2), task="run" if number % 4 else "noop", countdown=9)
+    assert schedule.cancel_all(app_id="0", job="noop") == 300
+    assert schedule.cancel_all(app_id="0") == 300
+    assert schedule.count() == schedule.count(app_id="1") == 600
+
+
+def test_forecast(site: Site, schedule: Schedule) -> None:
+    """The forecast counts what comes due per period, and says how late the head is."""
+    for number, days in enumerate([-1, 0.001, 0.5, 3, 20, 400]):
+        send(site, str(number), countdown=3600)
+        schedule._client.zadd("posthog_jobs:due:1:13:run", {str(number): (time.time() + days * 86400) * 1000})
+    schedule._client.zadd("posthog_jobs:heads", {"1:13:run": (time.time() - 86400) * 1000})
+    found = schedule.forecast()
+    assert found == Forecast(minute=1, hour=1, day=1, week=1, month=1, later=1, late=found.late)
+    assert timedelta(days=1) <= found.late < timedelta(days=1, seconds=5)
+    assert schedule.forecast(app_id="2") == Forecast(
+        minute=0, hour=0, day=0, week=0, month=0, later=0, late=timedelta()
+    )
+
+
+def test_keys_debounce(site: Site, schedule: Schedule) -> None:
+    """Under a key at most one job of an app waits: the last one, at its own time."""
+    send(site, "a", key="k", countdown=60)
+    send(site, "other app", app_id="2", key="k", countdown=60)
+    send(site, "b", key="k", countdown=120)
+    assert last_outcome.get() == Outcome(status="replaced", id="b")
+    assert {job.id for job in schedule.list().jobs} == {"b", "other app"}
+    send(site, "c", key="k")
+    assert last_outcome.get() == Outcome(status="replaced", id="c")
+    site.worker("solo")
+    until(lambda: site.noted() == ["c"])
+    send(site, "d", key="k", countdown=60)
+    assert last_outcome.get() == Outcome(status="scheduled", id="d")
+
+
+def test_keys_keep(site: Site, schedule: Schedule) -> None:
+    """With `keep`, what waits under a key stays and the publisher learns its id."""
+    send(site, "a", key="k", countdown=60)
+    send(site, "b", key="k", if_waiting="keep", countdown=1)
+    assert last_outcome.get() == Outcome(status="kept", id="a")
+    assert [job.id for job in schedule.list().jobs] == ["a"]
+    assert schedule.cancel("a") is Steered.CANCELLED
+    send(site, "c", key="k", if_waiting="keep", countdown=60)
+    assert last_outcome.get() == Outcome(status="scheduled", id="c")
+
+
+def test_a_resent_message_waits_once(site: Site, schedule: Schedule) -> None:
+    """Sending the same task id again, as after a lost reply, leaves one job."""
+    eta = datetime(2030, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        send(site, "a", eta=eta)
+    assert schedule.count() == len(schedule.list().jobs) == 1
+
+
+def test_fast_at_a_million(site: Site, schedule: Schedule) -> None:
+    """At a million waiting jobs of 1,000 apps each steering call takes below 50 ms."""
+    send(site, "template", countdown=3600)
+    record = site.redis.hget("posthog_jobs:waiting", "template")
+    assert record
+    start, count = int(time.time() * 1000) + 60_000, 1_000_000
+    fill = site.redis.register_script("""
+        for n = ARGV[1], ARGV[2] - 1 do
+          local part = '3:' .. (100 + n % 900) .. '3:run'
+          local id = string.format('%08d', n)
+          redis.call('ZADD', 'posthog_jobs:due:' .. part, ARGV[3] + n, id)
+          redis.call('ZADD', 'posthog_jobs:heads', 'LT', ARGV[3] + n, part)
+          redis.call('HSET', 'posthog_jobs:waiting', id, '6:celery10:' .. part .. '0:' .. ARGV[4])
+        end""")
+    message = b'{"headers":{"id":"\x01","task":"run"},"properties":{}}'
+    for first in range(0, count, 20_000):
+        fill(args=[first, first + 20_000, start, message])
+    assert schedule.count() == count + 1
+    partition = partition_of("500", "run")
+    assert site.redis.exists(f"posthog_jobs:due:{partition}")
+    middle = base64.urlsafe_b64encode(f"{start + count // 2}:x".encode()).decode()
+    soon = datetime.now(UTC) + timedelta(minutes=10)
+    calls = {
+        "get": lambda: schedule.get("00500000"),
+        "list": lambda: schedule.list(),
+        "list from the middle": lambda: schedule.list(cursor=middle),
+        "list of an app": lambda: schedule.list(app_id="500"),
+        "list before": lambda: schedule.list(app_id="500", job="run", before=soon),
+        "count": lambda: schedule.count(),
+        "count of an app": lambda: schedule.count(app_id="500", before=soon),
+        "count of all before": lambda: schedule.count(before=soon),
+        "forecast": lambda: schedule.forecast(),
+        "reschedule": lambda: schedule.reschedule("00500001", soon),
+        "run_now": lambda: schedule.run_now("00500002"),
+        "cancel": lambda: schedule.cancel("00500003"),
+    }
+    site.redis.config_set("slowlog-log-slower-than", 20_000)
+    site.redis.slowlog_reset()
+    slowest = {}
+    for name, call in calls.items():
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+        slowest[name] = min(times)
+    begun = time.perf_counter()
+    assert schedule.cancel_all(app_id="501") == 1111
+    slowest["cancel_all"] = time.perf_counter() - begun
+    assert {name: taken for name, taken in slowest.items() if taken >= 0.05} == {}
+    assert site.redis.slowlog_get() == []
