@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
-from redis import Redis
 from redis.exceptions import NoScriptError
 
 from . import records, scripts
 from .keys import Keys
 from .lease import Lease
+from .line import Line
 from .outcome import Outcome, last_outcome
 from .qos import QoS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from redis import ConnectionPool
 
 logger = get_logger("kombu.transport.redis")
 
@@ -51,7 +49,7 @@ class DurableChannel:
     _reply_lost = False
     _lease: Lease | None = None
     _shared: Any = None
-    _raw: Redis | None = None
+    _line: Line | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._buffer: deque[tuple[str, str, bytes]] = deque()
@@ -75,18 +73,11 @@ class DurableChannel:
         yield client
 
     @property
-    def raw(self) -> Redis:
-        """A client that prefixes no keys, for the scripts."""
-        pool = self.pool
-        if self._raw is None or self._raw.connection_pool is not pool:
-            self._raw = self._make_raw(pool)
-        return self._raw
-
-    @staticmethod
-    def _make_raw(pool: ConnectionPool) -> Redis:
-        provider = pool.connection_kwargs.get("credential_provider")
-        options = {"credential_provider": provider} if provider is not None else {}
-        return Redis(connection_pool=pool, **options)
+    def line(self) -> Line:
+        """The connection for the scripts."""
+        if self._line is None or self._line.pool is not self.pool:
+            self._line = Line(self.pool)
+        return self._line
 
     @property
     def lease(self) -> Lease:
@@ -96,7 +87,7 @@ class DurableChannel:
             pool = self._get_pool()
             # kombu would close the Sentinel of the lease's pool with the channel, before its time
             self._sentinel_manager = manager
-            self._lease = Lease(pool, self._make_raw, self.keys, self.visibility_timeout)
+            self._lease = Lease(pool, self.keys, self.visibility_timeout)
             weakref.finalize(self, self._lease.close, ())
         return self._lease
 
@@ -115,13 +106,15 @@ class DurableChannel:
                 super()._put(queue, message, **kwargs)
                 batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
                 return
-            scripts.ENQUEUE(self.raw, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)])
+            scripts.ENQUEUE(
+                self.line, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)]
+            )
         else:
             keys, args = self._schedule_args(key, message, due or 0)
             if batch is not None:
                 batch.add("eval", *self._eval_args(scripts.SCHEDULE, keys, args))
             else:
-                status, name = scripts.SCHEDULE(self.raw, keys, args)
+                status, name = scripts.SCHEDULE(self.line, keys, args)
                 last_outcome.set(Outcome(status.decode(), name.decode()))
         if queue in self._expires and batch is None:
             with self.conn_or_acquire() as client:
@@ -203,7 +196,7 @@ class DurableChannel:
         try:
             keys, args = self._turn_call(self._room(), acks)
             self._reply_lost = True
-            reply = scripts.TURN(self.raw, keys, args)
+            reply = scripts.TURN(self.line, keys, args)
             self._reply_lost = False
         except BaseException:
             self.lease.give_back(acks)
@@ -271,7 +264,7 @@ class DurableChannel:
             message["properties"]["delivery_tag"] = tag
         except (ValueError, TypeError, KeyError):
             logger.exception("Not a message, kept in %s: %r", self.keys.unreadable, raw[:1000])
-            self.raw.lpush(self.keys.unreadable, raw)
+            self.line.execute_command("LPUSH", self.keys.unreadable, raw)
             self.lease.ack(tag)
             return None
         return message
@@ -290,7 +283,7 @@ class DurableChannel:
         if due > time() * 1000 and name not in self._no_ack_queues:
             key = self._q_for_pri(name, self._get_message_priority(message, reverse=False))
             keys, args = self._schedule_args(key, message, due)
-            scripts.SCHEDULE(self.raw, [*keys, self.lease.inflight], [*args, tag])
+            scripts.SCHEDULE(self.line, [*keys, self.lease.inflight], [*args, tag])
             self.lease.forget(tag)
             return True
         headers["eta"], headers[records.DUE_HEADER] = None, due
@@ -329,7 +322,7 @@ class DurableChannel:
                 reply = self.client.parse_response(connection, "EVALSHA" if fetching else "BLPOP")
             except NoScriptError:
                 self.lease.give_back(self._sent_acks)
-                self.raw.script_load(scripts.TURN.text)
+                self.line.execute_command("SCRIPT", "LOAD", scripts.TURN.text)
                 self._hungry = True
                 return True
             except self.connection_errors:
@@ -368,7 +361,7 @@ class DurableChannel:
         """Fetch one message of a queue, or None."""
         queues = [self.keys.queue(self._q_for_pri(queue, step)) for step in self.priority_steps]
         args = self.lease.turn_args(1, [], group=1, fair=False, holds="n" if no_ack else "y")
-        reply = scripts.TURN(self.raw, [*self.keys.fixed, self.lease.inflight, *queues], args)
+        reply = scripts.TURN(self.line, [*self.keys.fixed, self.lease.inflight, *queues], args)
         if len(reply) == 2:  # noqa: PLR2004 - the reply starts with two values
             return None
         tag = reply[3].decode()

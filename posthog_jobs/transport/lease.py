@@ -18,11 +18,12 @@ from kombu.log import get_logger
 from redis.exceptions import RedisError
 
 from . import scripts
+from .line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from redis import ConnectionPool, Redis
+    from redis import ConnectionPool
 
     from .keys import Keys
 
@@ -41,7 +42,6 @@ class Lease:
 
     Args:
         pool: connections of the lease's own.
-        make_client: builds a client over a pool; must not prefix keys.
         keys: the transport's key names.
         seconds: how long the messages of a dead worker stay with it.
     """
@@ -49,7 +49,6 @@ class Lease:
     def __init__(
         self,
         pool: ConnectionPool,
-        make_client: Callable[[ConnectionPool], Redis],
         keys: Keys,
         seconds: float,
     ) -> None:
@@ -57,7 +56,7 @@ class Lease:
         self.seconds = seconds
         self.inflight = keys.inflight(self.owner)
         self.lost = False
-        self._pool, self._client, self._keys = pool, make_client(pool), keys
+        self._pool, self._line, self._keys = pool, Line(pool), keys
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._acks: list[str] = []
@@ -176,7 +175,7 @@ class Lease:
 
     def _call_put_back(self, which: str, end: str, forget: str, tags: list[str]) -> list[int]:
         reply: list[int] = scripts.PUT_BACK(
-            self._client,
+            self._line,
             [*self._keys.fixed, self.inflight],
             [self._keys.prefix, self.owner, which, end, forget, 500, *tags],
         )
@@ -194,7 +193,7 @@ class Lease:
         acks = self.take_acks()
         try:
             for first in range(0, len(acks), 1000):
-                self._client.execute_command("HDEL", self.inflight, *acks[first : first + 1000])
+                self._line.execute_command("HDEL", self.inflight, *acks[first : first + 1000])
         except BaseException:
             self.give_back(acks)
             raise
@@ -203,7 +202,7 @@ class Lease:
         acks = self.take_acks()
         try:
             reply = scripts.TURN(
-                self._client,
+                self._line,
                 [*self._keys.fixed, self.inflight],
                 self.turn_args(0, acks, group=0, fair=False, holds=""),
             )
@@ -235,7 +234,7 @@ class Lease:
         if self._kept is None or not self._released or self._kept or self._acks:
             return False
         try:
-            self._client.execute_command("ZREM", self._keys.leases, self.owner)
+            self._line.execute_command("ZREM", self._keys.leases, self.owner)
         except (RedisError, OSError):
             logger.debug("lease %s ends by itself", self.owner, exc_info=True)
         return True

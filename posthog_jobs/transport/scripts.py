@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoScriptError
 
+from .records import FRAGMENTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redis import Redis
+
+    from .line import Line
 
 _LUA = files(__package__) / "lua"
 
@@ -29,14 +33,26 @@ class Script:
     def __init__(self, name: str, *, standalone: bool = False) -> None:
         parts = [name] if standalone else ["schedule_lib", name]
         self.text = "".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts)
+        self.text = self.text.replace("--[[FRAGMENTS]]", _fragments())
         self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: Redis, keys: list[str], args: Iterable[Any] = ()) -> Any:
+    def __call__(self, client: Redis | Line, keys: list[str], args: Iterable[Any] = ()) -> Any:
         """Run it, and return its reply. `client` must not prefix keys."""
         try:
             return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
         except NoScriptError:  # a server that restarted, or that we never spoke to
             return client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+def _fragments() -> str:
+    """`records.FRAGMENTS` as entries of a Lua table."""
+    return ", ".join(
+        f"['\\{ord(mark)}'] = '{_escape(fragment)}'" for mark, fragment in FRAGMENTS.items()
+    )
+
+
+def _escape(text: str) -> str:
+    return "".join(char if char >= " " else f"\\{ord(char)}" for char in text)
 
 
 ENQUEUE: Final = Script("enqueue", standalone=True)

@@ -135,7 +135,7 @@ def test_key_prefix(site: Site) -> None:
     app.send_task("run", args=["later"], countdown=0.5)
     assert site.redis.exists("pre:posthog_jobs:waiting", "pre:celery") == 2
     site.worker("prefork")
-    until(lambda: site.noted() == ["now", "later"])
+    until(lambda: sorted(site.noted()) == ["later", "now"])
     strange = [key for key in site.redis.keys() if not key.startswith(b"pre:")]
     assert strange == []
 
@@ -151,7 +151,7 @@ def test_unix_socket_and_acl_user(site: Site) -> None:
     app.send_task("run", args=["later"], countdown=0.5)
     site.broker = f"redis+socket://jobs:secret@{site.server.socket}"
     site.worker("solo", fanout_prefix=True)
-    until(lambda: site.noted() == ["now", "later"])
+    until(lambda: sorted(site.noted()) == ["later", "now"])
 
 
 def test_tls(site: Site, notes_server: Server, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_tls(site: Site, notes_server: Server, tmp_path: Path) -> None:
         app.send_task("run", args=["now"])
         app.send_task("run", args=["later"], countdown=0.5)
         site.worker("solo")
-        until(lambda: site.noted() == ["now", "later"])
+        until(lambda: sorted(site.noted()) == ["later", "now"])
         site.close()
     finally:
         server.kill()
@@ -216,7 +216,7 @@ def test_sentinel(site: Site, tmp_path: Path) -> None:
         until(sent)
         app.send_task("run", args=["later"], countdown=0.5)
         site.worker("solo")
-        until(lambda: site.noted() == ["now", "later"])
+        until(lambda: sorted(site.noted()) == ["later", "now"])
         site.close()
     finally:
         sentinel.kill()

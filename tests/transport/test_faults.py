@@ -28,8 +28,10 @@ def all_ran(site: Site, count: int, seconds: float = 30) -> Counter[int]:
     """Wait until each of `count` jobs ran and nothing is left anywhere; how often each ran."""
     until(lambda: len(set(site.noted())) == count, f"{count} jobs ran", seconds)
     until(
-        lambda: not site.redis.keys("posthog_jobs:inflight:*")
-        and not site.redis.exists("celery", "posthog_jobs:waiting", "unacked"),
+        lambda: (
+            not site.redis.keys("posthog_jobs:inflight:*")
+            and not site.redis.exists("celery", "posthog_jobs:waiting", "unacked")
+        ),
         "nothing is left",
         seconds,
     )

@@ -25,7 +25,9 @@ def schedule(site: Site) -> Schedule:
     return Schedule(site.redis)
 
 
-def send(site: Site, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any) -> None:
+def send(
+    site: Site, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any
+) -> None:
     headers = {"posthog_jobs_app": app_id, "posthog_jobs_key": key}
     headers["posthog_jobs_if_waiting"] = kwargs.pop("if_waiting", None)
     site.producer.send_task(
@@ -101,7 +103,13 @@ def test_steering(site: Site, schedule: Schedule) -> None:
 def test_cancel_all(site: Site, schedule: Schedule) -> None:
     """All that waits of an app, or of one of its jobs, can be cancelled at once."""
     for number in range(1200):
-        send(site, str(number), app_id=str(number % 2), task="run" if number % 4 else "noop", countdown=9)
+        send(
+            site,
+            str(number),
+            app_id=str(number % 2),
+            task="run" if number % 4 else "noop",
+            countdown=9,
+        )
     assert schedule.cancel_all(app_id="0", job="noop") == 300
     assert schedule.cancel_all(app_id="0") == 300
     assert schedule.count() == schedule.count(app_id="1") == 600
@@ -111,7 +119,9 @@ def test_forecast(site: Site, schedule: Schedule) -> None:
     """The forecast counts what comes due per period, and says how late the head is."""
     for number, days in enumerate([-1, 0.001, 0.5, 3, 20, 400]):
         send(site, str(number), countdown=3600)
-        schedule._client.zadd("posthog_jobs:due:1:13:run", {str(number): (time.time() + days * 86400) * 1000})
+        schedule._client.zadd(
+            "posthog_jobs:due:1:13:run", {str(number): (time.time() + days * 86400) * 1000}
+        )
     schedule._client.zadd("posthog_jobs:heads", {"1:13:run": (time.time() - 86400) * 1000})
     found = schedule.forecast()
     assert found == Forecast(minute=1, hour=1, day=1, week=1, month=1, later=1, late=found.late)

@@ -73,7 +73,9 @@ def test_years_ahead_has_no_ttl(site: Site) -> None:
     job = Schedule(site.redis).get("far")
     assert job is not None
     assert job.due == datetime(2200, 1, 1, tzinfo=UTC)
-    ttls = {key: site.redis.ttl(key) for key in site.redis.keys("posthog_jobs:*") if b"wake" not in key}
+    ttls = {
+        key: site.redis.ttl(key) for key in site.redis.keys("posthog_jobs:*") if b"wake" not in key
+    }
     assert set(ttls.values()) == {-1}
 
 

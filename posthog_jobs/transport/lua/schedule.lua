@@ -23,14 +23,17 @@ if key ~= '' then
     status = 'replaced'
   end
 end
-remove(id)
 if due <= now then
+  remove(id)
   redis.call('LPUSH', KEYS[6], message_of(ARGV[7], id, due))
   wake(':' .. KEYS[6])
   return {status == 'replaced' and status or 'queued', id}
 end
 local record = #KEYS[6] .. ':' .. KEYS[6] .. #partition .. ':' .. partition .. #key .. ':' .. key .. ARGV[7]
-redis.call('HSET', WAITING, id, record)
+if redis.call('HSETNX', WAITING, id, record) == 0 then
+  remove(id)
+  redis.call('HSET', WAITING, id, record)
+end
 redis.call('ZADD', PREFIX .. 'due:' .. partition, due, id)
 if key ~= '' then redis.call('HSET', KEYED, partition .. key, id) end
 redis.call('ZADD', HEADS, 'LT', due, partition)

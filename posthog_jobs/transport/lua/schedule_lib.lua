@@ -10,10 +10,13 @@
 --         queue's own key inside a record. That, and nothing else, needs a single node.
 --
 -- A record is netstrings and a message: <n>:<queue key><n>:<partition><n>:<key><message>, where
--- \1 in the message stands for the id and \2 for the delivery tag, so that an id is stored once.
+-- \1 in the message stands for the id and \2 for the delivery tag, so that an id is stored once, and
+-- further control characters for what most messages have in common (`records.py`).
 local HEADS, WAITING, KEYED, PROMOTED, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local PREFIX = ARGV[1]
 local HORIZON = 1100 -- ms; sleepers look at the schedule every second, so later heads need no call
+
+local FRAGMENTS = {--[[FRAGMENTS]]}
 
 local function now_ms()
   local now = redis.call('TIME')
@@ -71,6 +74,7 @@ end
 -- The message as it goes on the wire, with its due time for whoever measures lateness.
 local function message_of(text, id, due)
   local ms = string.format('%.0f', due)
+  text = string.gsub(text, '[\3-\8\14]', FRAGMENTS)
   text = string.gsub(text, '[\1\2]', {['\1'] = id, ['\2'] = id .. '.' .. ms})
   return (string.gsub(text, '"eta":null', '"eta":null,"posthog_jobs_due":' .. ms, 1))
 end

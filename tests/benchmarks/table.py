@@ -1,0 +1,173 @@
+"""The benchmarks: what each measures, in which unit, and what it must reach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tests.transport.processes import until
+
+from .bench import bench, rate
+
+SOLO: Final = ("-P", "solo")
+PREFORK: Final = ("-P", "prefork", "-c", "2")
+
+Measure = Callable[[bool], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """One row of the table.
+
+    Attributes:
+        unit: of both figures.
+        target: what must be reached, in words.
+        measure: called with True for ours and False for stock.
+        rounds: how often each side is measured, in turns; medians count.
+    """
+
+    unit: str
+    target: str
+    measure: Measure
+    rounds: int = 3
+
+
+def drain(
+    ours_args: tuple[str, ...], stock_args: tuple[str, ...], *, ours_workers: int = 1, count: int
+) -> Measure:
+    """How fast workers empty a queue. Stock gets a quarter of the jobs, for it takes longer."""
+
+    def measure(ours: bool) -> float:
+        number = count if ours else count // 4
+        with bench(ours=ours) as found:
+            found.fill(number)
+            for _ in range(ours_workers if ours else 1):
+                found.worker(*(ours_args if ours else stock_args))
+            return rate(found, number)
+
+    return measure
+
+
+def publish(call: str) -> Measure:
+    """How fast one producer sends, one job at a time."""
+
+    def measure(ours: bool) -> float:
+        with bench(ours=ours) as found:
+            return float(
+                found.run(
+                    f"for _ in range(100): {call}\n"
+                    "begun = time.perf_counter()\n"
+                    f"for _ in range(2000): {call}\n"
+                    "result = 2000 / (time.perf_counter() - begun)"
+                )
+            )
+
+    return measure
+
+
+def lateness(quantile: float) -> Measure:
+    """How late 500 jobs over 10 s start, in ms; an early one fails the run."""
+
+    def measure(ours: bool) -> float:
+        with bench(ours=ours) as found:
+            found.worker("-P", "solo")
+            found.warm_up()
+            found.run(
+                "start = time.time() + 3\n"
+                "for n in range(500):\n"
+                "    due = start + n / 50\n"
+                "    late.apply_async((due,), eta=datetime.fromtimestamp(due, UTC))"
+            )
+            until(lambda: found.redis.llen("late") == 500, seconds=40)
+            late = sorted(float(value) * 1000 for value in found.redis.lrange("late", 0, -1))
+            assert late[0] >= 0 or not ours, f"early by {-late[0]} ms"
+            return late[min(499, int(quantile * 500))]
+
+    return measure
+
+
+def burst(ours: bool) -> float:
+    """Seconds until 5,000 jobs that are due at one instant are through.
+
+    Ours on the solo pool; stock on prefork 2, for on solo it takes minutes.
+    """
+    with bench(ours=ours) as found:
+        found.worker(*(SOLO if ours else PREFORK))
+        found.warm_up()
+        due = time.time() + 12
+        found.run(
+            f"due = datetime.fromtimestamp({due}, UTC)\n"
+            "for n in range(5000): noop.apply_async((PAYLOAD,), eta=due)"
+        )
+        if time.time() > due:
+            raise RuntimeError("this machine is too slow to send 5,000 jobs in 12 s")
+        until(lambda: time.time() >= due)
+        places = ("celery", "unacked", "posthog_jobs:waiting")
+        until(
+            lambda: (
+                not found.redis.exists(*places) and not found.redis.keys("posthog_jobs:inflight:*")
+            ),
+            seconds=120,
+        )
+        return time.time() - due
+
+
+def worker_memory(ours: bool) -> float:
+    """Bytes that a worker grows by for each job that waits: 100,000 for ours, 10,000 for stock."""
+    count = 100_000 if ours else 10_000
+    with bench(ours=ours) as found:
+        worker = found.worker("-P", "solo")
+        found.warm_up()
+        before = worker.memory_info().rss
+        found.run(f"for n in range({count}): noop.apply_async((PAYLOAD,), countdown=3600)")
+        until(lambda: not found.redis.exists("celery"), seconds=120)
+        return float(worker.memory_info().rss - before) / count
+
+
+def broker_memory(ours: bool) -> float:
+    """Bytes of Redis for each job that waits."""
+    with bench(ours=ours) as found:
+        found.run("noop.apply_async((PAYLOAD,), countdown=3600)")
+        before = found.redis.info("memory")["used_memory"]
+        found.run("for n in range(10000): noop.apply_async((PAYLOAD,), countdown=3600)")
+        return float(found.redis.info("memory")["used_memory"] - before) / 10_000
+
+
+BENCHMARKS: Final = {
+    "drain-solo": Benchmark(unit="jobs/s", target="≥ 6 ×", measure=drain(SOLO, SOLO, count=12_000)),
+    "drain-two-solo": Benchmark(
+        unit="jobs/s",
+        target="≥ 9 × stock prefork 2",
+        measure=drain(SOLO, PREFORK, ours_workers=2, count=16_000),
+    ),
+    "drain-two-threads-4": Benchmark(
+        unit="jobs/s",
+        target="≥ 9 × stock prefork 2",
+        measure=drain(("-P", "threads", "-c", "4"), PREFORK, ours_workers=2, count=16_000),
+    ),
+    "drain-threads-8": Benchmark(
+        unit="jobs/s",
+        target="≥ 3.5 ×",
+        measure=drain(("-P", "threads", "-c", "8"), ("-P", "threads", "-c", "8"), count=12_000),
+    ),
+    "drain-prefork-2": Benchmark(
+        unit="jobs/s", target="≥ 1.4 ×", measure=drain(PREFORK, PREFORK, count=8_000)
+    ),
+    "publish-now": Benchmark(
+        unit="jobs/s", target="≥ 1.2 ×", measure=publish("noop.apply_async((PAYLOAD,))")
+    ),
+    "publish-later": Benchmark(
+        unit="jobs/s",
+        target="≥ 1.2 ×",
+        measure=publish("noop.apply_async((PAYLOAD,), countdown=3600)"),
+    ),
+    "lateness-p99": Benchmark(unit="ms", target="≤ 10", measure=lateness(0.99), rounds=1),
+    "lateness-max": Benchmark(unit="ms", target="≤ 50", measure=lateness(1), rounds=1),
+    "burst-5000": Benchmark(unit="s", target="≤ 2.5", measure=burst, rounds=1),
+    "worker-memory": Benchmark(
+        unit="bytes/job", target="0 (≤ 20)", measure=worker_memory, rounds=1
+    ),
+    "broker-memory": Benchmark(unit="bytes/job", target="≤ 1.1 ×", measure=broker_memory, rounds=1),
+}
