@@ -45,28 +45,8 @@ _PERIODS: Final = {
 }
 
 
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn what Redis' client and kombu raise into our own error.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer, or refuses the call.
-    """
-    try:
-        yield
-    except (RedisError, KombuError, OSError) as error:
-        raise BrokerUnavailableError(
-            f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
-        ) from error
-
-
-def _reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
-    @wraps(method)
-    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
-        with unavailable():
-            return method(*args, **kwargs)
-
-    return reaching
+#: Due time and id, in this order, of some of what waits.
+_Rows = list[tuple[int, str]]
 
 
 class Steered(Enum):
@@ -170,14 +150,8 @@ class Schedule:
     Every method raises BrokerUnavailableError when Redis does not answer.
     """
 
-    def __init__(
-        self,
-        client: Redis,
-        *,
-        global_keyprefix: str = "",
-        revoke: Callable[[str], object] | None = None,
-    ) -> None:
-        self._client = client
+    def __init__(self, client: Redis, *, global_keyprefix: str = "") -> None:
+        self._client: Any = client
         self._keys = Keys(global_keyprefix)
         self._revoke = revoke
 
@@ -215,13 +189,7 @@ class Schedule:
         due, after = _parse_cursor(cursor)
         until = None if before is None else _milliseconds(before, "before")
         partitions = self._partitions(app_id, job)
-        first = self._page(partitions, 1, due, after)
-        # Only partitions whose first is among the first `limit` can have anything on this page.
-        nearest = sorted(
-            (rows[0], part) for rows, part in zip(first, partitions, strict=True) if rows
-        )
-        chosen = [part for _, part in nearest[:limit]]
-        rows = sorted(row for rows in self._page(chosen, limit + 1, due, after) for row in rows)
+        rows = self._first(partitions, limit + 1, due, after)
         if until is not None:
             rows = [row for row in rows if row[0] < until]
         page, more = rows[:limit], len(rows) > limit
@@ -320,9 +288,30 @@ class Schedule:
                 wanted.append(partition)
         return wanted
 
-    def _page(
-        self, partitions: Sequence[str], limit: int, due: int, after: str
-    ) -> list[list[tuple[int, str]]]:
+    def _first(self, partitions: Sequence[str], limit: int, due: int, after: str) -> _Rows:
+        """The first few over all partitions, in (due, id) order, reading few more than needed."""
+        heads = zip(self._page(partitions, 1, due, after), partitions, strict=True)
+        # Only partitions whose first is among the first `limit` can have anything among them.
+        chosen = [part for _, part in sorted((rows[0], part) for rows, part in heads if rows)][
+            :limit
+        ]
+        if not chosen:
+            return []
+        some = 2 * limit // len(chosen) + 1
+        found = dict(zip(chosen, self._page(chosen, some, due, after), strict=True))
+        merged = sorted(row for rows in found.values() for row in rows)
+        last = merged[limit - 1] if len(merged) >= limit else None
+        short = [
+            part
+            for part, rows in found.items()
+            if len(rows) == some < limit and (last is None or rows[-1] < last)
+        ]
+        if short:
+            found.update(zip(short, self._page(short, limit, due, after), strict=True))
+            merged = sorted(row for rows in found.values() for row in rows)
+        return merged[:limit]
+
+    def _page(self, partitions: Sequence[str], limit: int, due: int, after: str) -> Sequence[_Rows]:
         pages = []
         for some in _chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
             for found in self._run(scripts.PAGE, limit, due, after, *some):
@@ -330,7 +319,7 @@ class Schedule:
                 pages.append([(int(score), task_id.decode()) for score, task_id in pairs])
         return pages
 
-    def _load(self, ids: list[str]) -> list[WaitingJob]:
+    def _load(self, ids: Sequence[str]) -> Sequence[WaitingJob]:
         """Read what waits under these ids; what was promoted meanwhile is left out."""
         if not ids:
             return []
@@ -371,8 +360,8 @@ class Schedule:
         if not heads:
             return timedelta()
         seconds, micros = self._client.time()
-        late = seconds * 1000 + micros // 1000 - int(min(heads))
-        return max(timedelta(), late * _MS)
+        late: int = seconds * 1000 + micros // 1000 - int(min(heads))
+        return max(timedelta(), timedelta(milliseconds=late))
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
@@ -398,7 +387,7 @@ def _parse_cursor(cursor: str | None) -> tuple[int, str]:
     if cursor is None:
         return 0, ""
     try:
-        due, _, task_id = base64.urlsafe_b64decode(cursor).decode().partition(":")
+        due, task_id = base64.urlsafe_b64decode(cursor).decode().split(":", 1)
         return int(due), task_id
     except ValueError as exc:
         raise CursorError(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps
 from redis.exceptions import NoScriptError
 
 from . import records, scripts
@@ -23,6 +22,9 @@ from .qos import QoS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any as Base
+else:
+    Base = object
 
 logger = get_logger("kombu.transport.redis")
 
@@ -32,7 +34,7 @@ UNLIMITED: Final = 100
 DELIVERY_BUDGET: Final = 0.005
 
 
-class DurableChannel:
+class DurableChannel(Base):
     """What our channels do differently; goes in front of one of kombu's Redis channels.
 
     Attributes:
@@ -64,7 +66,7 @@ class DurableChannel:
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """kombu's hook for a client; one per channel, where kombu builds one per command."""
+        """The hook of kombu for a client; one per channel, where kombu builds one per command."""
         if client is None:
             pool = self.pool
             if self._shared is None or self._shared.connection_pool is not pool:
@@ -83,7 +85,7 @@ class DurableChannel:
     def lease(self) -> Lease:
         """The lease on what this channel fetched; made with the first fetch."""
         if self._lease is None:
-            manager = self._sentinel_manager
+            manager: Any = self.__dict__.get("_sentinel_manager")
             pool = self._get_pool()
             # kombu would close the Sentinel of the lease's pool with the channel, before its time
             self._sentinel_manager = manager
@@ -94,7 +96,7 @@ class DurableChannel:
     # -- publishing -------------------------------------------------------------------------
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """Put a message into the schedule if it has a due time ahead or a key, else into its queue."""
+        """Put a message that is due later, or has a key, into the schedule, else into its queue."""
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         headers = message.get("headers") or {}
         batch = kwargs.get("_publish_batch")
@@ -107,7 +109,7 @@ class DurableChannel:
                 batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
                 return
             scripts.ENQUEUE(
-                self.line, [self.keys.queue(key), self.keys.wake(key)], [dumps(message)]
+                self.line, [self.keys.queue(key), self.keys.wake(key)], [records.dumps(message)]
             )
         else:
             keys, args = self._schedule_args(key, message, due or 0)
@@ -218,7 +220,7 @@ class DurableChannel:
         self._hungry = len(reply) > 2  # noqa: PLR2004 - the reply starts with two values
         if not self._hungry:
             if self._head_at is not None:
-                self.connection.cycle.arm(self, self._head_at)
+                self.connection.cycle.arm(self._head_at)
             return
         group, used = len(names), set()
         tags = []
@@ -313,7 +315,7 @@ class DurableChannel:
             self._in_poll = connection
             connection.send_command("BLPOP", *wakes, timeout or self.brpop_timeout or 0)
 
-    def _brpop_read(self, **options: Any) -> bool:
+    def _brpop_read(self, **_: Any) -> bool:
         """Read the reply to what `_brpop_start` sent, and act on it."""
         fetching, self._fetching = self._fetching, False
         connection = self.client.connection
@@ -390,19 +392,19 @@ class DurableChannel:
         super().close()
 
 
-class Channel(DurableChannel, kombu_redis.Channel):
+class Channel(DurableChannel, kombu_redis.Channel):  # type: ignore[misc]
     """Channel to one Redis server."""
 
-    from_transport_options = (
+    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
         *kombu_redis.Channel.from_transport_options,
         "stock_visibility_timeout",
     )
 
 
-class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
+class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):  # type: ignore[misc]
     """Channel to the server that Sentinel names."""
 
-    from_transport_options = (
+    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
         *kombu_redis.SentinelChannel.from_transport_options,
         "stock_visibility_timeout",
     )

@@ -58,7 +58,7 @@ class Keys:
         return f"{self.prefix}inflight:{owner}"
 
     def queue(self, queue: str) -> str:
-        """kombu's list of a queue and priority."""
+        """The list of kombu for a queue and priority."""
         return f"{self.global_keyprefix}{queue}"
 
     def wake(self, queue: str | None = None) -> str:

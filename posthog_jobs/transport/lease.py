@@ -109,7 +109,9 @@ class Lease:
         with self._lock:
             self._acks[:0] = acks
 
-    def turn_args(self, room: int, acks: list[str], *, group: int, fair: bool, holds: str) -> list:
+    def turn_args(
+        self, room: int, acks: list[str], *, group: int, fair: bool, holds: str
+    ) -> list[Any]:
         """ARGV of `turn.lua`."""
         self._renewed = monotonic()
         return [

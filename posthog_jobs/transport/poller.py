@@ -10,8 +10,6 @@ from kombu.transport import redis as kombu_redis
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .channel import DurableChannel
-
 #: Seconds after which a sleeper looks at queues and schedule without having been called.
 LONGEST_SLEEP: Final = 1.0
 
@@ -23,7 +21,7 @@ class Poller(kombu_redis.MultiChannelPoller):
     loop: Any = None
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._timer: Any = None
         self._wake_at: float | None = None
         self._stock_restored_at = float("-inf")
@@ -34,8 +32,8 @@ class Poller(kombu_redis.MultiChannelPoller):
             for callback in self.loop._pop_ready():
                 callback()
 
-    def arm(self, channel: DurableChannel, at: float) -> None:
-        """See to it that `channel` takes a turn at `at`, in seconds of the monotonic clock."""
+    def arm(self, at: float) -> None:
+        """See to it that a turn is taken at `at`, in seconds of the monotonic clock."""
         delay = at - monotonic()
         if self.loop is None or delay > LONGEST_SLEEP + 0.1:
             return
@@ -58,7 +56,7 @@ class Poller(kombu_redis.MultiChannelPoller):
                 channel._head_at = None
                 channel.on_due()
             elif at is not None and self.loop is not None:
-                self.arm(channel, at)
+                self.arm(at)
 
     def get(self, callback: Callable[..., Any], timeout: float | None = None) -> None:
         """Wait for one reply or the head of the schedule; without an event loop."""
@@ -67,7 +65,7 @@ class Poller(kombu_redis.MultiChannelPoller):
             if channel._head_at is not None and channel.active_queues:
                 wait = min(wait, channel._head_at - monotonic())
         try:
-            super().get(callback, max(0.0, wait))
+            super().get(callback, max(0.0, wait))  # type: ignore[no-untyped-call]
         finally:
             self._take_due_turns()
 

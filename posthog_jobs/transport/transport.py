@@ -48,14 +48,14 @@ class _Durable:
         loop.on_tick.add(on_poll_start)
 
 
-class Transport(_Durable, kombu_redis.Transport):
+class Transport(_Durable, kombu_redis.Transport):  # type: ignore[misc]
     """Redis, with a durable schedule."""
 
     Channel = Channel
     stock = kombu_redis.Transport
 
 
-class SentinelTransport(_Durable, kombu_redis.SentinelTransport):
+class SentinelTransport(_Durable, kombu_redis.SentinelTransport):  # type: ignore[misc]
     """Redis behind Sentinel, with a durable schedule."""
 
     Channel = SentinelChannel

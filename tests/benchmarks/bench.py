@@ -32,7 +32,8 @@ class Bench:
     """
 
     def __init__(self, server: Server, *, ours: bool) -> None:
-        self.ours, self.server, self.redis = ours, server, server.client()
+        self.ours, self.server = ours, server
+        self.redis: Any = server.client()
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("CELERY_")},
             "PYTHONPATH": str(REPO),

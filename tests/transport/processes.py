@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ class Server:
         except redis.RedisError:
             return False
 
-    def client(self, **kwargs: Any) -> redis.Redis:
+    def client(self, **kwargs: Any) -> Any:
         return redis.Redis(port=self.port, **kwargs)
 
     def kill(self, sig: int = signal.SIGKILL) -> None:
@@ -137,10 +137,8 @@ class Worker:
         self.process.wait(20)
 
     def kill(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             self.send(signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
@@ -188,6 +186,14 @@ class Site:
     def producer(self) -> Any:
         """The same producer each time."""
         return self.app()
+
+    def ran(self, count: int) -> bool:
+        """Whether so many notes of jobs that ran are there."""
+        return bool(self.notes.llen("notes:run") >= count)
+
+    def more(self, kind: str, count: int) -> bool:
+        """Whether there are more notes of a kind than `count`."""
+        return bool(self.notes.llen(f"notes:{kind}") > count)
 
     def noted(self, kind: str = "run") -> list[Any]:
         return [json.loads(value) for value in self.notes.lrange(f"notes:{kind}", 0, -1)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
-from celery import Celery, Task
+from celery import Celery
 
 from posthog_jobs.transport import install
+
+if TYPE_CHECKING:
+    from celery import Task
 
 OURS = os.environ.get("TEST_TRANSPORT", "ours") == "ours"
 OPTIONS = json.loads(os.environ.get("TEST_OPTIONS", "{}"))
@@ -39,36 +42,36 @@ def note(kind: str, value: Any) -> None:
     _notes.rpush(f"notes:{kind}", json.dumps(value))
 
 
-@app.task(name="run", bind=True)
+@app.task(name="run", bind=True)  # type: ignore[untyped-decorator]
 def run(self: Task, name: Any = None) -> None:
     note("run", name if name is not None else self.request.id)
 
 
-@app.task(name="noop")
+@app.task(name="noop")  # type: ignore[untyped-decorator]
 def noop(payload: Any = None) -> None:
     pass
 
 
-@app.task(name="clock", bind=True)
+@app.task(name="clock", bind=True)  # type: ignore[untyped-decorator]
 def clock(self: Task, due: float) -> None:
     note("late", time.time() - due)
 
 
-@app.task(name="slow", bind=True)
+@app.task(name="slow", bind=True)  # type: ignore[untyped-decorator]
 def slow(self: Task, name: Any, seconds: float) -> None:
     note("started", name)
     time.sleep(seconds)
     note("run", name)
 
 
-@app.task(name="again", bind=True, max_retries=5)
+@app.task(name="again", bind=True, max_retries=5)  # type: ignore[untyped-decorator]
 def again(self: Task, times: int) -> None:
     note("run", self.request.retries)
     if self.request.retries < times:
         raise self.retry(countdown=0.5)
 
 
-@app.task(name="where", bind=True)
+@app.task(name="where", bind=True)  # type: ignore[untyped-decorator]
 def where(self: Task) -> None:
     info = self.request.delivery_info
     note("run", [info["routing_key"], info["priority"], bool(info.get("redelivered"))])

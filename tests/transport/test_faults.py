@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .processes import Worker, until
+from .processes import until
 
 if TYPE_CHECKING:
-    from .processes import Site
+    from .processes import Site, Worker
 
 
 def fill(site: Site, count: int, *, delayed: int = 0) -> None:
@@ -44,7 +45,7 @@ def kill_workers(site: Site, pool: str, count: int, rounds: int) -> Counter[int]
     for number in range(rounds):
         worker: Worker = site.worker(pool, visibility_timeout=1)
         goal = count * (number + 1) // (rounds + 1)
-        until(lambda goal=goal: site.notes.llen("notes:run") >= goal)
+        until(partial(site.ran, goal))
         worker.kill()
     site.worker(pool, visibility_timeout=1)
     return all_ran(site, count)
@@ -73,7 +74,7 @@ def kill_server(site: Site, pool: str, count: int, rounds: int) -> Counter[int]:
     site.worker(pool, visibility_timeout=2)
     for number in range(rounds):
         goal = count * (number + 1) // (rounds + 1)
-        until(lambda goal=goal: site.notes.llen("notes:run") >= goal)
+        until(partial(site.ran, goal))
         site.server.kill()
         site.server.start()
     return all_ran(site, count, 60)
@@ -92,7 +93,7 @@ def test_five_server_kills_lose_nothing(frail_site: Site, pool: str) -> None:
     kill_server(frail_site, pool, 2000, 5)
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("pool", ["solo", pytest.param("prefork", marks=pytest.mark.soak)])
 def test_paused_server(frail_site: Site, pool: str) -> None:
     """A server that stops for longer than the lease loses nothing."""
     fill(frail_site, 500)
@@ -125,7 +126,7 @@ def test_cut_connections(site: Site, pool: str) -> None:
     fill(site, 1000, delayed=100)
     site.worker(pool, visibility_timeout=2)
     for goal in range(100, 900, 200):
-        until(lambda goal=goal: site.notes.llen("notes:run") >= goal)
+        until(partial(site.ran, goal))
         site.redis.client_kill_filter(_type="normal", skipme=True)
     all_ran(site, 1000)
 
@@ -139,7 +140,7 @@ def test_a_running_job_survives_a_lost_connection(site: Site) -> None:
     site.app().send_task("slow", args=["job", 3])
     until(lambda: site.noted("started"))
     site.redis.client_kill_filter(_type="normal", skipme=True)
-    until(lambda: site.noted())
+    until(site.noted)
     until(lambda: not site.redis.keys("posthog_jobs:inflight:*"))
     assert site.noted("started") == ["job"]
 

@@ -17,6 +17,8 @@ from posthog_jobs.transport.records import partition_of
 from .processes import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .processes import Site
 
 
@@ -75,9 +77,9 @@ def test_list_goes_page_by_page(site: Site, schedule: Schedule) -> None:
 
 def test_bad_arguments(schedule: Schedule) -> None:
     """A cursor of somebody else's and a time without a zone are refused."""
-    with pytest.raises(CursorError, match="Page.cursor"):
+    with pytest.raises(CursorError, match=r"Page\.cursor"):
         schedule.list(cursor="nonsense")
-    with pytest.raises(NaiveDatetimeError, match="tzinfo=timezone.utc"):
+    with pytest.raises(NaiveDatetimeError, match=r"tzinfo=timezone\.utc"):
         schedule.reschedule("a", datetime(2030, 1, 1))  # noqa: DTZ001 - the point
 
 
@@ -165,12 +167,15 @@ def test_a_resent_message_waits_once(site: Site, schedule: Schedule) -> None:
     assert schedule.count() == len(schedule.list().jobs) == 1
 
 
-def test_fast_at_a_million(site: Site, schedule: Schedule) -> None:
-    """At a million waiting jobs of 1,000 apps each steering call takes below 50 ms."""
+@pytest.mark.parametrize(
+    "count", [200_000, pytest.param(1_000_000, marks=pytest.mark.soak)], ids=["200k", "1M"]
+)
+def test_fast_however_many_wait(site: Site, schedule: Schedule, count: int) -> None:
+    """With a million jobs of 900 apps waiting each steering call takes below 50 ms."""
     send(site, "template", countdown=3600)
     record = site.redis.hget("posthog_jobs:waiting", "template")
     assert record
-    start, count = int(time.time() * 1000) + 60_000, 1_000_000
+    start = int(time.time() * 1000) + 60_000
     fill = site.redis.register_script("""
         for n = ARGV[1], ARGV[2] - 1 do
           local part = '3:' .. (100 + n % 900) .. '3:run'
@@ -187,19 +192,19 @@ def test_fast_at_a_million(site: Site, schedule: Schedule) -> None:
     assert site.redis.exists(f"posthog_jobs:due:{partition}")
     middle = base64.urlsafe_b64encode(f"{start + count // 2}:x".encode()).decode()
     soon = datetime.now(UTC) + timedelta(minutes=10)
-    calls = {
-        "get": lambda: schedule.get("00500000"),
-        "list": lambda: schedule.list(),
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: schedule.get(f"{count // 2:08}"),
+        "list": schedule.list,
         "list from the middle": lambda: schedule.list(cursor=middle),
         "list of an app": lambda: schedule.list(app_id="500"),
         "list before": lambda: schedule.list(app_id="500", job="run", before=soon),
-        "count": lambda: schedule.count(),
+        "count": schedule.count,
         "count of an app": lambda: schedule.count(app_id="500", before=soon),
         "count of all before": lambda: schedule.count(before=soon),
-        "forecast": lambda: schedule.forecast(),
-        "reschedule": lambda: schedule.reschedule("00500001", soon),
-        "run_now": lambda: schedule.run_now("00500002"),
-        "cancel": lambda: schedule.cancel("00500003"),
+        "forecast": schedule.forecast,
+        "reschedule": lambda: schedule.reschedule(f"{count // 2 + 1:08}", soon),
+        "run_now": lambda: schedule.run_now(f"{count // 2 + 2:08}"),
+        "cancel": lambda: schedule.cancel(f"{count // 2 + 3:08}"),
     }
     site.redis.config_set("slowlog-log-slower-than", 20_000)
     site.redis.slowlog_reset()
@@ -212,7 +217,7 @@ def test_fast_at_a_million(site: Site, schedule: Schedule) -> None:
             times.append(time.perf_counter() - begun)
         slowest[name] = min(times)
     begun = time.perf_counter()
-    assert schedule.cancel_all(app_id="501") == 1111
+    assert schedule.cancel_all(app_id="501") == pytest.approx(count / 900, abs=1)
     slowest["cancel_all"] = time.perf_counter() - begun
     assert {name: taken for name, taken in slowest.items() if taken >= 0.05} == {}
     assert site.redis.slowlog_get() == []

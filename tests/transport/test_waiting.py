@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -54,17 +55,18 @@ def test_a_long_delay_outlives_the_lease(site: Site) -> None:
     assert 0 <= late < 0.25
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_long_job_outlives_the_lease(site: Site, pool: str) -> None:
-    """A job that runs for 5 leases runs once, though another worker looks for dead ones."""
-    for _ in range(2):
-        site.start(pool, visibility_timeout=1)
+def test_a_long_job_outlives_the_lease(site: Site) -> None:
+    """A job that runs for 5 leases runs once in each pool, though others look for dead ones."""
+    for pool in POOLS:
+        for _ in range(2):
+            site.start(pool, "-Q", pool, visibility_timeout=1)
     for worker in site.workers:
         worker.ready()
-    site.app().send_task("slow", args=["long", 5])
-    until(lambda: site.noted())
+    for pool in POOLS:
+        site.producer.send_task("slow", args=[pool, 5], queue=pool)
+    until(lambda: len(site.noted()) >= 3)
     until(lambda: not site.redis.keys("posthog_jobs:inflight:*"))
-    assert site.noted("started") == ["long"]
+    assert sorted(site.noted("started")) == sorted(POOLS)
 
 
 def test_years_ahead_has_no_ttl(site: Site) -> None:
@@ -88,7 +90,7 @@ def test_a_sooner_job_wakes_a_sleeping_worker(site: Site) -> None:
         due = time.time() + 0.3
         app.send_task("clock", args=[due], eta=datetime.fromtimestamp(due, UTC))
         count = len(site.noted("late"))
-        until(lambda count=count: len(site.noted("late")) > count)
+        until(partial(site.more, "late", count))
     assert all(0 <= late < 0.1 for late in site.noted("late"))
 
 
@@ -110,17 +112,17 @@ def test_stock_eta_messages_in_the_queue_are_deferred(site: Site) -> None:
 
 
 def test_thousands_due_at_one_instant(site: Site) -> None:
-    """5,000 jobs due at one instant drain at the ordinary rate, and no call of Redis is slow."""
+    """Jobs due at one instant drain at the ordinary rate, and no call of Redis is slow."""
     app = site.app()
     site.worker("solo")
-    due = datetime.now(UTC) + timedelta(seconds=6)
+    due = datetime.now(UTC) + timedelta(seconds=3)
     with app.producer_pool.acquire(block=True) as producer:
         for _ in range(2000):
             app.send_task("noop", eta=due, producer=producer)
     site.redis.config_resetstat()
     site.redis.config_set("slowlog-log-slower-than", 20_000)
     site.redis.slowlog_reset()
-    assert Schedule(site.redis).count() == 2000
+    assert Schedule(site.redis).count() == 2000  # none was due while they were sent
     until(lambda: datetime.now(UTC) >= due)
     until(lambda: Schedule(site.redis).count() == 0 and not site.redis.exists("celery"))
     assert (datetime.now(UTC) - due).total_seconds() < 5
