@@ -21,6 +21,8 @@ app.conf.update(
     task_acks_late=True,
     task_ignore_result=True,
 )
+if OURS:
+    app.Task.Request = "posthog_jobs.transport.request:Request"
 
 
 @app.task(name="noop")  # type: ignore[untyped-decorator]

@@ -30,6 +30,8 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     **json.loads(os.environ.get("TEST_CONF", "{}")),
 )
+if OURS:
+    app.Task.Request = "posthog_jobs.transport.request:Request"
 
 _notes: redis.Redis | None = None
 

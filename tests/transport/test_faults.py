@@ -137,7 +137,7 @@ def test_a_running_job_survives_a_lost_connection(site: Site) -> None:
         site.start("threads", visibility_timeout=1)
     for worker in site.workers:
         worker.ready()
-    site.app().send_task("slow", args=["job", 3])
+    site.app().send_task("slow", args=["job", 2])
     until(lambda: site.noted("started"))
     site.redis.client_kill_filter(_type="normal", skipme=True)
     until(site.noted)
@@ -164,7 +164,7 @@ def test_a_finished_job_is_not_run_again_by_a_kill_during_the_next(site: Site) -
     """A solo worker acknowledges what it finished though the next job blocks it."""
     app = site.app()
     app.send_task("run", args=["quick"])
-    app.send_task("slow", args=["blocking", 3])
+    app.send_task("slow", args=["blocking", 1.5])
     worker = site.worker("solo", visibility_timeout=1)
     until(lambda: site.noted("started"))
     until(lambda: sum(map(site.redis.hlen, site.redis.keys("posthog_jobs:inflight:*"))) == 1)

@@ -50,7 +50,7 @@ def test_a_long_delay_outlives_the_lease(site: Site) -> None:
     due = time.time() + 3
     site.app().send_task("clock", args=[due], eta=datetime.fromtimestamp(due, UTC))
     until(lambda: site.noted("late"))
-    until(lambda: time.time() > due + 1.5)
+    until(lambda: time.time() > due + 1.1)
     (late,) = site.noted("late")
     assert 0 <= late < 0.25
 
