@@ -32,6 +32,8 @@ logger = get_logger("kombu.transport.redis")
 UNLIMITED: Final = 100
 #: Seconds that one tick of the event loop may deliver; pools that run jobs inline block it.
 DELIVERY_BUDGET: Final = 0.005
+#: Seconds that a worker that was busy just now sleeps before it looks again without a call.
+SHORTEST_SLEEP: Final = 0.05
 
 
 class DurableChannel(Base):
@@ -48,6 +50,7 @@ class DurableChannel(Base):
     stock_visibility_timeout: float = 3600
 
     _fetching = False
+    _fetched_at = 0.0
     _reply_lost = False
     _lease: Lease | None = None
     _shared: Any = None
@@ -196,14 +199,15 @@ class DurableChannel(Base):
         acks = self.lease.take_acks()
         names = self._queue_cycle.consume(len(self.active_queues))
         try:
-            keys, args = self._turn_call(self._room(), acks)
+            room = self._room()
+            keys, args = self._turn_call(room, acks)
             self._reply_lost = True
             reply = scripts.TURN(self.line, keys, args)
             self._reply_lost = False
         except BaseException:
             self.lease.give_back(acks)
             raise
-        self._accept(reply, list(names))
+        self._accept(reply, list(names), room)
         return self.deliver()
 
     def _recover(self) -> None:
@@ -211,17 +215,19 @@ class DurableChannel(Base):
             self.lease.recover()
             self._reply_lost = False
 
-    def _accept(self, reply: list[Any], names: list[str]) -> None:
-        """Take in the reply to a turn."""
+    def _accept(self, reply: list[Any], names: list[str], room: int) -> None:
+        """Take in the reply to a turn that asked for `room` messages."""
         lease = self.lease
         if reply[1]:
             lease.note(reply)
         self._head_at = monotonic() + float(reply[0]) / 1000 if reply[0] else None
-        self._hungry = len(reply) > 2  # noqa: PLR2004 - the reply starts with two values
-        if not self._hungry:
+        if len(reply) == 2:  # noqa: PLR2004 - the reply starts with two values
+            if room:
+                self._hungry = False
             if self._head_at is not None:
                 self.connection.cycle.arm(self._head_at)
             return
+        self._hungry, self._fetched_at = True, monotonic()
         group, used = len(names), set()
         tags = []
         for at in range(2, len(reply), 3):
@@ -258,6 +264,10 @@ class DurableChannel(Base):
                     self._brpop_start()  # Redis fetches more while the rest is worked off
                 if monotonic() >= until:
                     break
+        if buffer and self._in_poll and not self._fetching:
+            # The rest must not wait for the call that this channel still listens for.
+            self._head_at = monotonic()
+            self.connection.cycle.arm(self._head_at)
         return True
 
     def _readable(self, tag: str, raw: bytes) -> dict[str, Any] | None:
@@ -306,14 +316,23 @@ class DurableChannel(Base):
         self._brpop_sent_at = monotonic()
         if self._hungry or self._buffer or acks:
             self._names = list(self._queue_cycle.consume(len(self.active_queues)))
-            keys, args = self._turn_call(self._room(), acks)
+            self._asked = self._room()
+            keys, args = self._turn_call(self._asked, acks)
             self._fetching, self._sent_acks = True, acks
             self._in_poll = connection
             connection.send_command("EVALSHA", scripts.TURN.sha, len(keys), *keys, *args)
         else:
             wakes = self._lay_out()[2]
             self._in_poll = connection
-            connection.send_command("BLPOP", *wakes, timeout or self.brpop_timeout or 0)
+            connection.send_command("BLPOP", *wakes, timeout or self._sleep())
+
+    def _sleep(self) -> float:
+        """Seconds to wait for a call, which stock producers do not give.
+
+        Half as long as nothing came, so that a worker keeps up with their messages too.
+        """
+        longest: float = self.brpop_timeout or 1
+        return min(longest, max(SHORTEST_SLEEP, (monotonic() - self._fetched_at) / 2))
 
     def _brpop_read(self, **_: Any) -> bool:
         """Read the reply to what `_brpop_start` sent, and act on it."""
@@ -327,17 +346,18 @@ class DurableChannel(Base):
                 self.line.execute_command("SCRIPT", "LOAD", scripts.TURN.text)
                 self._hungry = True
                 return True
-            except self.connection_errors:
+            except BaseException as exc:
                 if fetching:
                     self.lease.give_back(self._sent_acks)
                     self._reply_lost = True
-                connection.disconnect()
+                if isinstance(exc, self.connection_errors):
+                    connection.disconnect()
                 raise
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
         if fetching:
-            self._accept(reply, self._names)
+            self._accept(reply, self._names, self._asked)
             found = self.deliver()
         else:
             found = self.turn()
@@ -353,9 +373,12 @@ class DurableChannel(Base):
 
     def on_due(self) -> None:
         """The head of the schedule is due: take a turn beside the waiting connection."""
-        if self.closed or not self.active_queues or self._fetching or not self._room():
+        if self.closed or not self.active_queues or self._fetching:
             return
-        self.turn()
+        if self._buffer:
+            self.deliver()
+        elif self._room():
+            self.turn()
 
     # -- direct access and closing ----------------------------------------------------------
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from .processes import until
 
@@ -171,3 +173,31 @@ def test_a_finished_job_is_not_run_again_by_a_kill_during_the_next(site: Site) -
     worker.kill()
     site.worker("solo", visibility_timeout=1)
     until(lambda: site.noted() == ["quick", "blocking"])
+
+
+def test_a_full_server_is_drained(frail_site: Site) -> None:
+    """When Redis is full and refuses new jobs, workers run those that it has."""
+    frail_site.producer.send_task("slow", args=[-1, 1])
+    fill(frail_site, 299, delayed=100)
+    frail_site.worker("solo", visibility_timeout=1)
+    until(lambda: frail_site.noted("started"))
+    frail_site.redis.config_set("maxmemory", "1mb")
+    with pytest.raises(OperationalError, match="used memory"):
+        frail_site.producer.send_task("run")
+    until(lambda: len(set(frail_site.noted())) == 300)
+    frail_site.redis.config_set("maxmemory", "0")
+    all_ran(frail_site, 300)
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_jobs_due_together_do_not_wait_for_a_call(site: Site, pool: str) -> None:
+    """What a sleeping worker fetched at once runs without a pause between the jobs."""
+    site.worker(pool)
+    site.producer.send_task("run", args=["warm"])
+    until(site.noted)
+    begun = time.time() + 1
+    eta = datetime.fromtimestamp(begun, UTC)
+    for number in range(8):
+        site.producer.send_task("slow", args=[number, 0.02], eta=eta)
+    until(lambda: len(site.noted()) == 9)
+    assert time.time() - begun < 0.6

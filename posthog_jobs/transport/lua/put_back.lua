@@ -8,6 +8,7 @@
 --
 -- Atomic, so that a message is never in flight and in its queue at once, nor in neither.
 local inflight, limit = KEYS[6], tonumber(ARGV[6])
+redis.call('HDEL', inflight, '') -- as in turn.lua: allowed when memory is full
 local tags, rest = {}, 0
 if ARGV[3] == 'only' then
   for i = 7, #ARGV do tags[#tags + 1] = ARGV[i] end

@@ -12,6 +12,7 @@ if not record then
   return 'unknown'
 end
 local queue, partition, _, text = parse(record)
+redis.call('HDEL', WAITING, '') -- as in turn.lua: allowed when memory is full
 if due <= now then
   remove(id)
   redis.call('LPUSH', queue, message_of(text, id, due))

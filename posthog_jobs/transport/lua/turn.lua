@@ -17,6 +17,8 @@
 -- what a worker spends its time on.
 local owner, room = ARGV[2], tonumber(ARGV[4])
 local inflight = KEYS[6]
+-- When memory is full, a script may write only if its first write frees some: workers must go on.
+redis.call('HDEL', inflight, '')
 for first = 12, #ARGV, 1000 do
   redis.call('HDEL', inflight, unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
