@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: Partitions and rows per script call, and jobs per batch of `cancel_all`, so that each call is
 #: short for the server.
 _PARTITIONS: Final = 200
@@ -43,6 +46,30 @@ _PERIODS: Final = {
     "week": 7 * 86_400_000,
     "month": 30 * 86_400_000,
 }
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn what Redis' client and kombu raise into our own error.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer, or refuses the call.
+    """
+    try:
+        yield
+    except (RedisError, KombuError, OSError) as error:
+        raise BrokerUnavailableError(
+            f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
+        ) from error
+
+
+def _reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
+    @wraps(method)
+    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
+        with unavailable():
+            return method(*args, **kwargs)
+
+    return reaching
 
 
 #: Due time and id, in this order, of some of what waits.
@@ -150,7 +177,13 @@ class Schedule:
     Every method raises BrokerUnavailableError when Redis does not answer.
     """
 
-    def __init__(self, client: Redis, *, global_keyprefix: str = "") -> None:
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        global_keyprefix: str = "",
+        revoke: Callable[[str], object] | None = None,
+    ) -> None:
         self._client: Any = client
         self._keys = Keys(global_keyprefix)
         self._revoke = revoke
@@ -276,7 +309,7 @@ class Schedule:
         return script(self._client, self._keys.fixed, [self._keys.prefix, *args])
 
     def _partitions(self, app_id: str | None, job: str | None) -> Sequence[str]:
-        if app_id is not None and job is not None:
+        if app_id is not None and job is not None and "." in job:
             return [partition_of(app_id, job)]
         partitions = [name.decode() for name in self._client.zrange(self._keys.heads, 0, -1)]
         if app_id is None and job is None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer
-from celery.worker.request import Request
 
 from posthog_jobs.rabbitmq import names_are_free
+from posthog_jobs.transport.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -415,19 +415,19 @@ class DurableChannel(Base):
         super().close()
 
 
-class Channel(DurableChannel, kombu_redis.Channel):  # type: ignore[misc]
+class Channel(DurableChannel, kombu_redis.Channel):
     """Channel to one Redis server."""
 
-    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
+    from_transport_options: tuple[str, ...] = (
         *kombu_redis.Channel.from_transport_options,
         "stock_visibility_timeout",
     )
 
 
-class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):  # type: ignore[misc]
+class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
     """Channel to the server that Sentinel names."""
 
-    from_transport_options: tuple[str, ...] = (  # type: ignore[assignment]
+    from_transport_options: tuple[str, ...] = (
         *kombu_redis.SentinelChannel.from_transport_options,
         "stock_visibility_timeout",
     )

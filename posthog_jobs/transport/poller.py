@@ -21,7 +21,7 @@ class Poller(kombu_redis.MultiChannelPoller):
     loop: Any = None
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._timer: Any = None
         self._wake_at: float | None = None
         self._stock_restored_at = float("-inf")
@@ -65,7 +65,7 @@ class Poller(kombu_redis.MultiChannelPoller):
             if channel._head_at is not None and channel.active_queues:
                 wait = min(wait, channel._head_at - monotonic())
         try:
-            super().get(callback, max(0.0, wait))  # type: ignore[no-untyped-call]
+            super().get(callback, max(0.0, wait))
         finally:
             self._take_due_turns()
 

@@ -21,7 +21,7 @@ class QoS(kombu_redis.QoS):
 
     def append(self, message: Message, delivery_tag: str) -> None:
         """Count a delivered message against the prefetch credit."""
-        virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Let a message go for good; from any thread."""
@@ -38,7 +38,7 @@ class QoS(kombu_redis.QoS):
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002 - kombu's signature
         """Put what is not acknowledged back at the front of its queues."""
-        self._flush()  # type: ignore[no-untyped-call]
+        self._flush()
         self.channel.lease.put_back(list(self._delivered), front=True)
         self._delivered.clear()
 

@@ -27,14 +27,14 @@ class _Durable:
         return cls.stock(client, **kwargs)
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)  # type: ignore[call-arg]
+        super().__init__(client, **kwargs)
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop poll, as kombu does, but register a socket with it only once."""
         cycle = connection.cycle
         before = set(loop.on_tick)
-        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+        super().register_with_event_loop(connection, loop)
         for callback in set(loop.on_tick) - before:
             loop.on_tick.discard(callback)
         cycle.loop = loop
@@ -43,19 +43,19 @@ class _Durable:
             cycle.on_poll_start()
             for fd in cycle.fds:
                 if fd not in loop.readers:
-                    loop.add_reader(fd, self.on_readable, fd)  # type: ignore[attr-defined]
+                    loop.add_reader(fd, self.on_readable, fd)
 
         loop.on_tick.add(on_poll_start)
 
 
-class Transport(_Durable, kombu_redis.Transport):  # type: ignore[misc]
+class Transport(_Durable, kombu_redis.Transport):
     """Redis, with a durable schedule."""
 
     Channel = Channel
     stock = kombu_redis.Transport
 
 
-class SentinelTransport(_Durable, kombu_redis.SentinelTransport):  # type: ignore[misc]
+class SentinelTransport(_Durable, kombu_redis.SentinelTransport):
     """Redis behind Sentinel, with a durable schedule."""
 
     Channel = SentinelChannel

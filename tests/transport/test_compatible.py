@@ -36,8 +36,8 @@ def test_switched_on_by_our_option_alone(url: str) -> None:
     """Our classes serve a connection with our option, kombu's own any other one."""
     install()
     install()
-    ours: Any = Connection(url, transport_options={"posthog_jobs": True}).transport  # type: ignore[no-untyped-call]
-    stock: Any = Connection(url).transport  # type: ignore[no-untyped-call]
+    ours: Any = Connection(url, transport_options={"posthog_jobs": True}).transport
+    stock: Any = Connection(url).transport
     assert type(ours) is URLS[url]
     assert type(stock) is type(ours).stock
     assert stock.Channel in (kombu_redis.Channel, kombu_redis.SentinelChannel)
