@@ -27,23 +27,26 @@ class _Durable:
         return cls.stock(client, **kwargs)
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)
+        super().__init__(client, **kwargs)  # type: ignore[call-arg]
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop poll, as kombu does, but register a socket with it only once."""
         cycle = connection.cycle
         before = set(loop.on_tick)
-        super().register_with_event_loop(connection, loop)
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
         for callback in set(loop.on_tick) - before:
             loop.on_tick.discard(callback)
         cycle.loop = loop
 
+        on_readable = self.on_readable  # type: ignore[attr-defined]
+
         def on_poll_start() -> None:
             cycle.on_poll_start()
             for fd in cycle.fds:
-                if fd not in loop.readers:
-                    loop.add_reader(fd, self.on_readable, fd)
+                # a number that a closed connection leaves may have been somebody else's since
+                if fd not in loop.readers or loop.readers[fd][0] != on_readable:
+                    loop.add_reader(fd, on_readable, fd)
 
         loop.on_tick.add(on_poll_start)
 
