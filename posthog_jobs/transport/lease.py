@@ -33,7 +33,7 @@ logger = get_logger("kombu.transport.redis")
 #: within this time before a kill runs again.
 ACK_DELAY: Final = 0.005
 #: Most messages that one turn promotes or restores: well below 20 ms of the server's time.
-PROMOTE: Final = 200
+PROMOTE: Final = 100
 RESTORE: Final = 200
 
 

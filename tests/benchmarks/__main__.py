@@ -22,10 +22,11 @@ def main() -> None:
     print("| what | unit | ours | stock | ratio | must reach |\n|---|---|---|---|---|---|")
     for name in args.names or BENCHMARKS:
         benchmark = BENCHMARKS[name]
-        ours, stock = [], []
+        ours: list[float] = []
+        stock: list[float] = []
         for _ in range(benchmark.rounds):  # in turns, so that noise hits both
-            ours.append(benchmark.measure(True))
-            stock.append(benchmark.measure(False))
+            for figures, figure in zip((ours, stock), benchmark.sides(), strict=True):
+                figures.append(figure)
         mine, theirs = median(ours), median(stock)
         ratio = mine / theirs if theirs else None
         rows.append(

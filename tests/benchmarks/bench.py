@@ -73,7 +73,7 @@ class Bench:
         )
         out = subprocess.run(
             [sys.executable, "-c", script],
-            env=self.env, cwd=REPO, check=True, capture_output=True, text=True,
+            env=self.env, cwd=REPO, check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         return json.loads(out.stdout)
 
