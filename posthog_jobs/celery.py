@@ -65,6 +65,7 @@ class PostHogJobs(Celery):
         """
         self._runtime: Runtime | None = None
         self._broker = RedisServer(self.connection_for_write)
+        self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
         self._delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
@@ -92,7 +93,7 @@ class PostHogJobs(Celery):
                     server = self._broker
                     if settings.redis_url is not None:
                         server = RedisServer(partial(self._store_connection, settings.redis_url))
-                    self._runtime = Runtime(settings, JobSender(self), server)
+                    self._runtime = Runtime(settings, self._sender, server)
         return self._runtime
 
     def process_event(self, event: object) -> dict[str, Any] | None:
@@ -123,7 +124,7 @@ class PostHogJobs(Celery):
             EventError, PayloadError: it is no event, or too large; nothing was enqueued.
             BrokerUnavailableError: the broker did not take it.
         """
-        runtime, sender = self.runtime, JobSender(self)
+        runtime, sender = self.runtime, self._sender
         checked = copy.deepcopy(
             check_event(event, default_team_id=runtime.settings.default_team_id)
         )

@@ -112,16 +112,19 @@ def names_are_free() -> Iterator[None]:
 class Delays:
     """Sees to it that RabbitMQ can hold the delayed messages that an app sends."""
 
-    __slots__ = ("_app", "_prepared")
+    __slots__ = ("_app", "_native", "_prepared")
 
     def __init__(self, app: Celery) -> None:
         self._app: Final = app
+        self._native: bool | None = None
         self._prepared: Final[set[str]] = set()
 
     def are_native(self) -> bool:
         """Tell whether delayed messages wait on RabbitMQ, as they do unless configured away."""
-        app = self._app
-        return is_configured(app.conf) and bool(detect_quorum_queues(app, "amqp")[0])
+        if self._native is None:  # each look at Celery's settings takes as long as a packing
+            app = self._app
+            self._native = is_configured(app.conf) and bool(detect_quorum_queues(app, "amqp")[0])
+        return self._native
 
     def check(self, seconds: float) -> None:
         """Refuse a delay that RabbitMQ cannot hold.

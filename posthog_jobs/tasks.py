@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import Task
@@ -11,7 +12,7 @@ from celery.app.registry import TaskRegistry
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore
 from kombu.exceptions import KombuError
-from kombu.utils.json import dumps
+from kombu.utils.json import JSONEncoder, dumps
 from redis.exceptions import RedisError
 
 from posthog_jobs.errors import (
@@ -29,8 +30,6 @@ from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import APP_HEADER, DUE_HEADER, IF_WAITING_HEADER, KEY_HEADER
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from celery import Celery
 
     from posthog_jobs.installations import Installation
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from posthog_jobs.schedule import Schedule, Steered
 
 logger = logging.getLogger(__name__)
+
+_encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
 
 CAPTURE: Final = "posthog_jobs.capture"
 ON_EVENT: Final = "posthog_jobs.on_event"
@@ -72,8 +73,13 @@ class DurableTask(Task):
         self, args: Any = None, kwargs: Any = None, *arguments: Any, **options: Any
     ) -> Any:
         """Send the task, as Celery's own does, with its arguments described by their size."""
-        options.setdefault("argsrepr", self.describe(args or ()))
+        if "argsrepr" not in options:
+            options["argsrepr"] = self.describe(args or ())
         options.setdefault("kwargsrepr", "{}")
+        if options.get("countdown") and not options.get("eta"):
+            # as Celery does, without the detour over its time zones, which takes 0.1 ms
+            due = datetime.now(UTC) + timedelta(seconds=options.pop("countdown"))
+            options["eta"] = due.isoformat()
         options["headers"] = {**(options.get("headers") or {}), **self.headers_of(args or ())}
         return super().apply_async(args, kwargs, *arguments, **options)
 
@@ -228,10 +234,11 @@ class JobRegistry(TaskRegistry):
 class JobSender:
     """Brings jobs and events to the broker, through Celery."""
 
-    __slots__ = ("_app",)
+    __slots__ = ("_app", "_options")
 
     def __init__(self, app: Celery) -> None:
         self._app: Final = app
+        self._options: dict[str, Any] | None = None  # known once something has been sent
 
     def measure(self, payload: object) -> int:
         """Return the size of a payload as JSON, in bytes.
@@ -239,7 +246,7 @@ class JobSender:
         Raises:
             PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
         """
-        size = len(dumps(payload))
+        size = len(_encode(payload))
         largest = self._app.runtime.settings.max_payload_bytes
         if size > largest:
             raise PayloadTooLargeError(
@@ -309,7 +316,12 @@ class JobSender:
 
     def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
         try:
-            self._app.tasks[name].apply_async(args, argsrepr=argsrepr, **options)
+            self._app.tasks[name].apply_async(
+                args, argsrepr=argsrepr, **(self._options or {}), **options
+            )
+            if self._options is None:
+                # what the first one declared is there: to look each time takes a tenth of a publish
+                self._options = {"declare": ()} if self._needs_no_declaring() else {}
         except (KombuError, RedisError, OSError, *REFUSALS) as error:
             with self._app.connection_for_write() as connection:
                 url = connection.as_uri()  # with its password masked
@@ -317,3 +329,11 @@ class JobSender:
                 f"the broker {url} did not take {name}: {error}; see that it runs, and that "
                 "broker_url is right"
             ) from error
+
+    def _needs_no_declaring(self) -> bool:
+        """Tell whether all jobs go straight to Celery's default queue, on Redis."""
+        conf = self._app.conf
+        if conf.task_routes or conf.task_queues or conf.task_default_exchange_type != "direct":
+            return False
+        with self._app.connection_for_write() as connection:
+            return bool(connection.transport.driver_type == "redis")

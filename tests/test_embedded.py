@@ -193,7 +193,7 @@ def test_a_worker_starts_it_and_the_cli_stops_it(tmp_path: Path) -> None:
 
     home = tmp_path / "state" / "posthog_jobs"
     assert "started the embedded Redis" in log.read_text()
-    assert str(home / "redis.sock") in log.read_text()
+    assert str(EmbeddedServer(home).socket_path) in log.read_text()
     assert stopped.stdout == f"Stopped the embedded Redis of {home}; its data stays there.\n"
     again = run(*celery, "jobs", "stop-embedded")
     assert (again.returncode, again.stdout) == (0, f"No embedded Redis is running in {home}.\n")

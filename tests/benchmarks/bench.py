@@ -59,7 +59,7 @@ class Bench:
     def warm_up(self) -> None:
         """Wait until the workers run jobs."""
         for _ in range(8 * max(1, len(self.workers))):
-            self.run("noop.delay(PAYLOAD)")
+            self.run("send('noop', PAYLOAD)")
         until(lambda: not self.redis.exists("celery"))
         self.redis.config_resetstat()
 
@@ -68,7 +68,7 @@ class Bench:
         script = (
             "import json, time\n"
             "from datetime import datetime, timedelta, UTC\n"
-            "from tests.benchmarks.tasks import app, late, noop\n"
+            "from tests.benchmarks.tasks import ours, send, stock\n"
             f"PAYLOAD = {PAYLOAD!r}\nresult = None\n{code}\nprint(json.dumps(result))"
         )
         out = subprocess.run(
@@ -79,7 +79,7 @@ class Bench:
 
     def fill(self, count: int) -> None:
         """Put `count` jobs that are due into the queue, quickly."""
-        self.run("noop.delay(PAYLOAD)")
+        self.run("send('noop', PAYLOAD)")
         message = json.loads(self.redis.rpop("celery") or b"")
         headers, properties = message["headers"], message["properties"]
         pipe = self.redis.pipeline(transaction=False)

@@ -59,30 +59,23 @@ def drain(
     return measure
 
 
-def publish(options: str) -> Callable[[], tuple[float, float]]:
+def publish(when: str) -> Callable[[], tuple[float, float]]:
     """How fast one producer sends, one job at a time: ours and stock's in turns, 100 each."""
 
     def measure() -> tuple[float, float]:
         with bench(ours=True) as found:
-            ours, stock = found.run(
-                "import os\n"
+            mine, theirs = found.run(
                 "from statistics import median\n"
-                "from celery import Celery\n"
-                "def producer(**options):\n"
-                "    app = Celery(broker=os.environ['BENCH_BROKER'], set_as_current=False)\n"
-                "    app.conf.update(broker_transport_options=options, task_ignore_result=True)\n"
-                "    def work(payload): pass\n"
-                "    return app.task(name='noop', shared=False)(work)\n"
-                "def rate(task):\n"
+                "sides = ours()[1], stock()[1]\n"
+                "def rate(send):\n"
                 "    begun = time.perf_counter()\n"
-                f"    for _ in range(100): task.apply_async((PAYLOAD,), {options})\n"
+                f"    for _ in range(100): send('noop', PAYLOAD, {when})\n"
                 "    return 100 / (time.perf_counter() - begun)\n"
-                "sides = producer(posthog_jobs=True), producer()\n"
                 "for side in sides: rate(side)\n"
                 "rows = [[rate(side) for side in sides] for _ in range(40)]\n"
                 "result = [median(row[n] for row in rows) for n in (0, 1)]"
             )
-            return ours, stock
+            return mine, theirs
 
     return measure
 
@@ -98,7 +91,7 @@ def lateness(quantile: float) -> Measure:
                 "start = time.time() + 3\n"
                 "for n in range(500):\n"
                 "    due = start + n / 50\n"
-                "    late.apply_async((due,), eta=datetime.fromtimestamp(due, UTC))"
+                "    send('late', due, eta=datetime.fromtimestamp(due, UTC))"
             )
             until(lambda: found.redis.llen("late") == 500, seconds=40)
             late = sorted(float(value) * 1000 for value in found.redis.lrange("late", 0, -1))
@@ -119,7 +112,7 @@ def burst(ours: bool) -> float:
         due = time.time() + 12
         found.run(
             f"due = datetime.fromtimestamp({due}, UTC)\n"
-            "for n in range(5000): noop.apply_async((PAYLOAD,), eta=due)"
+            "for n in range(5000): send('noop', PAYLOAD, eta=due)"
         )
         if time.time() > due:
             raise RuntimeError("this machine is too slow to send 5,000 jobs in 12 s")
@@ -141,7 +134,7 @@ def worker_memory(ours: bool) -> float:
         worker = found.worker("-P", "solo")
         found.warm_up()
         before = worker.memory_info().rss
-        found.run(f"for n in range({count}): noop.apply_async((PAYLOAD,), countdown=3600)")
+        found.run(f"for n in range({count}): send('noop', PAYLOAD, countdown=3600)")
         until(lambda: not found.redis.exists("celery"), seconds=120)
         return float(worker.memory_info().rss - before) / count
 
@@ -149,9 +142,9 @@ def worker_memory(ours: bool) -> float:
 def broker_memory(ours: bool) -> float:
     """Bytes of Redis for each job that waits."""
     with bench(ours=ours) as found:
-        found.run("noop.apply_async((PAYLOAD,), countdown=3600)")
+        found.run("send('noop', PAYLOAD, countdown=3600)")
         before = found.redis.info("memory")["used_memory"]
-        found.run("for n in range(10000): noop.apply_async((PAYLOAD,), countdown=3600)")
+        found.run("for n in range(10000): send('noop', PAYLOAD, countdown=3600)")
         return float(found.redis.info("memory")["used_memory"] - before) / 10_000
 
 
