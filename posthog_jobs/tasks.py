@@ -91,6 +91,22 @@ class DurableTask(Task):
         """Return the headers that each message of the task has."""
         return {}
 
+    def begin(self) -> None:
+        """Note that this is a worker; end here if the task was revoked while it was queued in it.
+
+        Celery looks when it hands a task to its pool. In a pool of threads that is before one of
+        them is free.
+
+        Raises:
+            Ignore: it was revoked.
+        """
+        from celery.worker.state import revoked  # noqa: PLC0415  # producers need no worker
+
+        in_worker.set(True)
+        if not self.request.called_directly and self.request.id in revoked:
+            logger.info("Discarding revoked task: %s[%s]", self.name, self.request.id)
+            raise Ignore
+
     def again(
         self,
         reason: Exception,
@@ -136,7 +152,7 @@ class JobTask(DurableTask):
 
     def run(self, app_id: str, payload: object = ABSENT) -> None:
         """Run the job; again later if it raises `RetryError` or its app is not there."""
-        in_worker.set(True)
+        self.begin()
         try:
             job = self.app.runtime.job(self.app_name, self.job_name, app_id, payload)
         except (AppError, UnknownJobError) as error:
@@ -164,7 +180,7 @@ class CaptureTask(DurableTask):
 
     def run(self, event: dict[str, Any]) -> None:
         """Run the hooks; an `on_event` that raised `RetryError` again later, and alone."""
-        in_worker.set(True)
+        self.begin()
         processed = self.app.runtime.process_event(event)
         if processed is None:
             return
@@ -187,7 +203,7 @@ class OnEventTask(DurableTask):
 
     def run(self, app_id: str, event: dict[str, Any]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
-        in_worker.set(True)
+        self.begin()
         reasons: list[Exception] = []
         try:
             self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +45,27 @@ class Poller(kombu_redis.MultiChannelPoller):
             self._timer.cancel()
         self._wake_at = at
         self._timer = self.loop.call_later(max(0.0, delay), self._on_timer)
+
+    def on_readable(self, fileno: int) -> Any:
+        """Read control messages before jobs: one may revoke what was fetched while a job ran."""
+        _, kind = self._fd_to_chan.get(fileno, (None, None))
+        for channel, other in list(self._fd_to_chan.values()):
+            if other == "LISTEN" and kind == "BRPOP":
+                self._listen(channel)
+        # what it has to say may have been read before the jobs, and reading on would block
+        if kind != "LISTEN" or self._has_news(self._fd_to_chan[fileno][0]):
+            return super().on_readable(fileno)
+        return None
+
+    def _listen(self, channel: DurableChannel) -> None:
+        if self._has_news(channel):
+            with suppress(Empty):
+                channel.handlers["LISTEN"]()
+
+    @staticmethod
+    def _has_news(channel: DurableChannel) -> bool:
+        connection = channel.subclient.connection
+        return connection is not None and bool(connection.can_read(timeout=0))
 
     def _on_timer(self) -> None:
         self._timer = self._wake_at = None
