@@ -242,13 +242,13 @@ class Schedule:
         """How many wait; see `list` for the filters."""
         if app_id is None and job is None and before is None:
             return int(self._client.hlen(self._keys.waiting))
+        until = None if before is None else _milliseconds(before, "before")
         pipe = self._client.pipeline(transaction=False)
         for partition in self._partitions(app_id, job):
-            if before is None:
-                pipe.zcard(self._keys.due(partition))
+            if until is None:
+                pipe.zcard(self._keys.due(partition.decode()))
             else:
-                until = _milliseconds(before, "before")
-                pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
+                pipe.zcount(self._keys.due(partition.decode()), "-inf", f"({until}")
         return sum(pipe.execute())
 
     @_reaching_broker
