@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from posthog_jobs.durations import LAST_DUE, due_at
 from posthog_jobs.errors import BrokerUnavailableError, CursorError, NaiveDatetimeError
 from posthog_jobs.transport import scripts
 from posthog_jobs.transport.keys import Keys
@@ -294,9 +295,10 @@ class Schedule:
         """Move a job to another time: RESCHEDULED, QUEUED (`at` is past), PROMOTED or UNKNOWN.
 
         Raises:
-            NaiveDatetimeError: `at` has no time zone.
+            NaiveDatetimeError, DueError: `at` is no usable time; nothing was changed.
         """
-        return Steered(self._run(scripts.RESCHEDULE, task_id, _milliseconds(at, "at")).decode())
+        due = _milliseconds(due_at(at, now=_EPOCH), "at")
+        return Steered(self._run(scripts.RESCHEDULE, task_id, due).decode())
 
     @_reaching_broker
     def run_now(self, task_id: str) -> Steered:
@@ -371,7 +373,7 @@ class Schedule:
                         id=task_id,
                         app_id=record.app_id,
                         job=record.job,
-                        due=_EPOCH + int(due) * _MS,
+                        due=_moment(int(due)),
                         key=record.key,
                         queue=record.queue,
                         raw=record.message,
@@ -410,6 +412,14 @@ def _milliseconds(moment: datetime, name: str) -> int:
             f"say {name}={moment.isoformat()}.replace(tzinfo=timezone.utc) if it is UTC"
         )
     return -((_EPOCH - moment) // _MS)
+
+
+def _moment(milliseconds: int) -> datetime:
+    """The reverse; a plain task's eta may lie past what a datetime in UTC can hold."""
+    try:
+        return _EPOCH + milliseconds * _MS
+    except OverflowError:
+        return LAST_DUE
 
 
 def _make_cursor(due: int, task_id: str) -> str:
