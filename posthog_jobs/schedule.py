@@ -16,6 +16,7 @@ from enum import Enum
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from kombu.compression import decompress
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
@@ -130,9 +131,11 @@ class WaitingJob:
         """The message's body as its serializer made it: args, kwargs and callbacks."""
         message = self.message
         body: str = message["body"]
-        if message["properties"].get("body_encoding") == "base64":
-            return base64.b64decode(body)
-        return body.encode()
+        if message["properties"].get("body_encoding") != "base64":
+            return body.encode()
+        decoded = base64.b64decode(body)
+        compression = message["headers"].get("compression")
+        return decompress(decoded, compression) if compression else decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
