@@ -385,7 +385,9 @@ class Schedule:
         return jobs
 
     def _late(self, app_id: str | None, job: str | None) -> timedelta:
-        partitions = self._partitions(app_id, job) if app_id or job else None
+        partitions = (
+            self._partitions(app_id, job) if app_id is not None or job is not None else None
+        )
         if partitions is None:
             heads = [
                 score for _, score in self._client.zrange(self._keys.heads, 0, 0, withscores=True)
