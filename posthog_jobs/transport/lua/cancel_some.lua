@@ -17,5 +17,6 @@ for i, record in ipairs(redis.call('HMGET', WAITING, unpack(ids))) do
 end
 redis.call('ZREM', due, unpack(ids))
 redis.call('HDEL', WAITING, unpack(ids))
+redis.call('ZREM', PROMOTED, unpack(ids)) -- see remove
 set_head(partition)
 return #ids

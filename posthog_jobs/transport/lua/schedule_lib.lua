@@ -65,6 +65,7 @@ local function remove(id)
   if not record then return nil end
   local _, partition, key = parse(record)
   redis.call('HDEL', WAITING, id)
+  redis.call('ZREM', PROMOTED, id) -- a retry waits under an id that left the schedule before
   redis.call('ZREM', PREFIX .. 'due:' .. partition, id)
   if key ~= '' then redis.call('HDEL', KEYED, partition .. key) end
   set_head(partition)
