@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NO_LIMIT: Final = 2**31
+
 #: How Redis' errors begin that mean: not this command for the value of this key.
 _WRONG_KIND: Final = ("WRONGTYPE", "value is not an integer", "increment or decrement")
 
@@ -59,6 +61,8 @@ class RedisServer:
                 # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
                 channel = connection.channel()
                 pool = channel._get_pool()  # noqa: SLF001
+                # kombu's limit of 10 is for its own channels: these are as many as threads call
+                pool.max_connections = _NO_LIMIT
                 self._keys = Keys(channel.global_keyprefix)
             self._client = Redis(connection_pool=pool)
         return self._client, self._keys
