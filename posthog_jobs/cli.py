@@ -111,9 +111,10 @@ def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
     if waiting is None:
         _fail(f"No job waits under the id {task_id}: it was cancelled, has been due, or never was.")
     described = _described(waiting)
-    arguments = json.loads(waiting.body)[0]
-    if waiting.app_id and len(arguments) > 1:
-        described["payload"] = arguments[1]
+    if waiting.app_id:  # a job, so the body is JSON
+        _, *payload = json.loads(waiting.body)[0]
+        if payload:
+            described["payload"] = payload[0]
     if as_json:
         _print_json(described)
         return
