@@ -130,7 +130,8 @@ def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
 def cancel(ctx: click.Context, *, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs that wait; one that has just left for its queue is revoked."""
     schedule = _app(ctx).schedule
-    _report({task_id: schedule.cancel(task_id) for task_id in task_ids}, as_json=as_json)
+    outcomes = {task_id: schedule.cancel(task_id) for task_id in dict.fromkeys(task_ids)}
+    _report(outcomes, as_json=as_json)
 
 
 @jobs.command()
