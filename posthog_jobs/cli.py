@@ -205,7 +205,7 @@ def run(  # noqa: PLR0913  # one parameter an option
     if payload is not None:
         try:
             given = [json.loads(payload)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise click.BadParameter(f'{error}; quote it: --payload \'{{"url": "…"}}\'') from None
     moment = _due(in_, at)
     call = _app(ctx).meta_for(app_id).jobs[job](*given, key=key)
