@@ -241,11 +241,11 @@ def _app(ctx: click.Context) -> PostHogJobs:
 
 
 def _due(in_: tuple[str, str] | None, at: str | None) -> datetime | None:
-    if in_ and at:
+    if in_ is not None and at is not None:
         raise click.UsageError("--in and --at both say when; use one of them.")
-    if at:
+    if at is not None:
         return _moment(at, "--at")
-    if not in_:
+    if in_ is None:
         return None
     from posthog_jobs.durations import due_in  # noqa: PLC0415  # keeps other commands light
 
