@@ -250,9 +250,9 @@ class Schedule:
         pipe = self._client.pipeline(transaction=False)
         for partition in self._partitions(app_id, job):
             if until is None:
-                pipe.zcard(self._keys.due(partition.decode()))
+                pipe.zcard(self._keys.due(partition))
             else:
-                pipe.zcount(self._keys.due(partition.decode()), "-inf", f"({until}")
+                pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
         return sum(pipe.execute())
 
     @_reaching_broker

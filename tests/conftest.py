@@ -65,6 +65,20 @@ def default_redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     yield from RedisProcess.launch(tmp_path_factory.mktemp("redis")).serve()
 
 
+@pytest.fixture(scope="session")
+def idle_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A broker that no worker ever consumes from."""
+    yield from RedisProcess.launch(tmp_path_factory.mktemp("idle")).serve()
+
+
+@pytest.fixture
+def idle_app(idle_server: RedisProcess) -> PostHogJobs:
+    """An app whose jobs wait, or stay in their queue, since there is no worker."""
+    assert idle_server.client is not None
+    idle_server.client.flushall()
+    return PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": APPS})
+
+
 @pytest.fixture(params=["celery_redis_broker"])  # a list: pytest-celery's own set has no order
 def celery_broker(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)

@@ -137,7 +137,9 @@ def test_bad_keys_are_refused(meta: Meta, key: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, (1, 2), {"x": {1}}, float("nan")], ids=range(5))
+@pytest.mark.parametrize(
+    "value", [object(), {1: 2}, (1, 2), {"x": {1}}, float("nan")], ids=range(5)
+)
 def test_bad_values_are_refused(meta: Meta, value: object) -> None:
     """meta: a value that would not come back equal is refused where it is given."""
     for call in (meta.cache.set, meta.storage.set, meta.cache.lpush):

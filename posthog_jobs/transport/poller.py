@@ -12,6 +12,8 @@ from kombu.transport import redis as kombu_redis
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .channel import DurableChannel
+
 #: Seconds after which a sleeper looks at queues and schedule without having been called.
 LONGEST_SLEEP: Final = 1.0
 

@@ -69,9 +69,11 @@ def parse_partition(partition: str) -> tuple[str, str]:
 
 
 def pack(message: dict[str, Any]) -> str:
-    """The message as it is stored: without its `eta`, its id and tag left out where they repeat."""
-    message["headers"]["eta"] = None
-    text = dumps(message)
+    """The message as it is stored: without its `eta`, its id and tag left out where they repeat.
+
+    The message itself stays as it is: kombu sends it again if this time fails.
+    """
+    text = dumps({**message, "headers": {**message["headers"], "eta": None}})
     name = identity(message)
     if json.dumps(name) == f'"{name}"':
         text = text.replace(f'"{name}"', f'"{_ID}"')

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import Celery
 
-from posthog_jobs import Meta, job
+from posthog_jobs import job
 from posthog_jobs.celery import PostHogJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from posthog_jobs import Meta
 
 BROKER = os.environ.get("BENCH_BROKER", "redis://127.0.0.1:1/0")
 OURS = os.environ.get("BENCH_OURS") == "1"

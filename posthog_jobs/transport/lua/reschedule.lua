@@ -15,7 +15,7 @@ local queue, partition, _, text = parse(record)
 redis.call('HDEL', WAITING, '') -- as in turn.lua: allowed when memory is full
 if due <= now then
   remove(id)
-  redis.call('LPUSH', queue, message_of(text, id, due))
+  redis.call('LPUSH', queue, message_of(text, id, now))
   remember_promoted(now, {id})
   wake(':' .. queue)
   return 'queued'

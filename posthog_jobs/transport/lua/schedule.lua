@@ -25,7 +25,7 @@ if key ~= '' then
 end
 if due <= now then
   remove(id)
-  redis.call('LPUSH', KEYS[6], message_of(ARGV[7], id, due))
+  redis.call('LPUSH', KEYS[6], message_of(ARGV[7], id, due > 0 and due or now))
   wake(':' .. KEYS[6])
   return {status == 'replaced' and status or 'queued', id}
 end
