@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 #: RabbitMQ waits for the next whole second, and the machine may be busy.
 LATE = 1 + 1.5
 
-# all in one process of the run, which starts the server once
-pytestmark = pytest.mark.xdist_group("rabbitmq")
-
 two_pools = pytest.mark.parametrize("pool", ["prefork", "solo"])
 
 
