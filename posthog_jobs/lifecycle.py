@@ -71,6 +71,9 @@ class Lifecycle:
         if self._pid != os.getpid():  # a fork has none of its parent's connections or threads
             self._lock, self._known, self._pid = threading.Lock(), {}, os.getpid()
         key = (installation.id, installation.version)
+        readiness = self._known.get(key)
+        if readiness is not None and (readiness.ready or not set_up):  # as for nearly every job
+            return readiness.meta
         with self._lock:
             readiness = self._known.get(key)
             if readiness is None:
