@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.definitions import job
 from posthog_jobs.errors import PostHogJobsError, RetryError
-from posthog_jobs.jobs import JobHandle, Jobs
+from posthog_jobs.handle import JobHandle
+from posthog_jobs.jobs import Jobs
 from posthog_jobs.meta import Meta
 
 if TYPE_CHECKING:

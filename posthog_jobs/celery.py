@@ -23,12 +23,14 @@ from posthog_jobs import rabbitmq, transport
 from posthog_jobs.embedded import EmbeddedServer
 from posthog_jobs.errors import ConfigurationError, UnsupportedByBrokerError
 from posthog_jobs.events import check_event
-from posthog_jobs.jobs import JobHandle
+from posthog_jobs.handle import JobHandle
 from posthog_jobs.redis import RedisServer
+from posthog_jobs.registry import JobRegistry
 from posthog_jobs.runtime import Runtime
 from posthog_jobs.schedule import Schedule, unavailable
+from posthog_jobs.sender import JobSender
 from posthog_jobs.settings import Settings
-from posthog_jobs.tasks import CaptureTask, JobRegistry, JobSender, OnEventTask, task_name
+from posthog_jobs.tasks import CaptureTask, OnEventTask, task_name
 from posthog_jobs.transport.guards import warnings_for
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ class PostHogJobs(Celery):
         """
         with unavailable():
             client, keys = self._broker.connected()
-        return Schedule(client, global_keyprefix=keys.prefix, revoke=self.control.revoke)
+        return Schedule(client, global_keyprefix=keys.global_keyprefix, revoke=self.control.revoke)
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.

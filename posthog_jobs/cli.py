@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.schedule import Forecast, Steered, WaitingJob
+    from posthog_jobs.waiting import Forecast, Steered, WaitingJob
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 in_ = click.option(

@@ -11,100 +11,25 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn
 from uuid import uuid4
 
 from posthog_jobs.durations import LAST_DUE, due_at, due_in
 from posthog_jobs.errors import JobCallError, UnknownJobError
+from posthog_jobs.handle import JobHandle
+from posthog_jobs.messages import ABSENT, JobMessage
 from posthog_jobs.payloads import check_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Iterator
 
     from posthog_jobs.definitions import JobFunction
     from posthog_jobs.durations import Number
     from posthog_jobs.installations import Installation
-    from posthog_jobs.lane import Lane
-    from posthog_jobs.schedule import Steered
+    from posthog_jobs.messages import Outbox
 
 #: A job's key: printable, so that a listing shows it.
 _KEY: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}\Z")
-
-
-class Absent:
-    """The type of `ABSENT`, which stands for no payload, as no value of an app can."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "ABSENT"
-
-
-ABSENT: Final = Absent()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobMessage:
-    """A job on its way to a worker.
-
-    Attributes:
-        id: the task id.
-        app_id: the installation that runs it.
-        app_name: the app that exports it.
-        job_name: the exported name.
-        payload: its payload, or ABSENT.
-        payload_bytes: the payload's size as JSON.
-        due: when it shall run, in UTC.
-        eta: the same for `run_at`, else None.
-        countdown: seconds until then for `run_in`, else None.
-        key: at most one job of the app and name waits under it, if it has one.
-        if_waiting: what becomes of one that waits under it already: `replace` it, or `keep` it
-            and do not send this one.
-    """
-
-    id: str
-    app_id: str
-    app_name: str
-    job_name: str
-    payload: Any
-    payload_bytes: int
-    due: datetime
-    eta: datetime | None = None
-    countdown: float | None = None
-    key: str | None = None
-    if_waiting: str = "replace"
-
-
-class Sender(Protocol):
-    """What brings a job to the broker."""
-
-    def measure(self, payload: object) -> int:
-        """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
-
-    def check_delay(self, seconds: float) -> None:
-        """Raise DelayTooLongError for a delay that the broker cannot hold."""
-
-    def send(self, message: JobMessage) -> tuple[str, datetime]:
-        """Enqueue a job; raise BrokerUnavailableError if that cannot be done.
-
-        Returns:
-            The id that waits, or runs, now, and when it is due: the job's own, or those of the
-            one that waited under its key and was kept.
-        """
-
-    def cancel(self, task_id: str) -> Steered:
-        """Take a job out of the schedule."""
-
-    def reschedule(self, task_id: str, at: datetime) -> Steered:
-        """Move a job that waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outbox:
-    """How jobs get to the broker: by whom, and on which thread for coroutines."""
-
-    sender: Sender
-    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,93 +41,6 @@ class Origin:
 
     def __str__(self) -> str:
         return f"app {self.installation.definition.name!r} (app id {self.installation.id!r})"
-
-
-@dataclass(slots=True)
-class _Place:
-    """What a handle speaks of; known for sure only once the job is sent."""
-
-    id: str
-    due: datetime
-
-
-class JobHandle:
-    """A job that was triggered. Awaiting it waits until the broker has it, and gives None."""
-
-    __slots__ = ("_outbox", "_place", "_sent")
-
-    def __init__(
-        self,
-        task_id: str,
-        due: datetime,
-        outbox: Outbox,
-        send: Callable[[], tuple[str, datetime]],
-        what: str,
-    ) -> None:
-        # apart from the handle: an error's frames refer to it, and must not keep the handle alive
-        place = _Place(task_id, due)
-
-        def send_off() -> None:
-            place.id, place.due = send()
-
-        self._place: Final = place
-        self._outbox: Final = outbox
-        self._sent: Final = outbox.lane.call(send_off, what)
-
-    @property
-    def id(self) -> str:
-        """The task id; once it is sent, that of the job which its key kept waiting, if one."""
-        return self._place.id
-
-    @property
-    def due(self) -> datetime:
-        """When the job is due, an aware datetime in UTC."""
-        return self._place.due
-
-    def cancel(self) -> Any:
-        """Take the job out of the schedule, or revoke it if it has left that and not started.
-
-        Returns:
-            A `posthog_jobs.schedule.Steered`, which says whether it waited; in a running event
-            loop an awaitable of that.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer.
-            UnsupportedByBrokerError: this broker cannot.
-        """
-        place, sender = self._place, self._outbox.sender
-        return self._outbox.lane.call(lambda: sender.cancel(place.id), f"cancelling {place.id}")
-
-    def reschedule(self, at: datetime) -> Any:
-        """Move the job to another time, or run it now if that has passed.
-
-        Args:
-            at: an aware datetime.
-
-        Returns:
-            As `cancel`. `due` changes only if the job waited.
-
-        Raises:
-            NaiveDatetimeError, DueError: it is no usable time; nothing was changed.
-            BrokerUnavailableError, UnsupportedByBrokerError: as `cancel`.
-        """
-        due = due_at(at, now=datetime.now(UTC))
-        place, sender = self._place, self._outbox.sender
-
-        def move() -> Steered:
-            steered = sender.reschedule(place.id, due)
-            if steered.waited:
-                place.due = due
-            return steered
-
-        return self._outbox.lane.call(move, f"rescheduling {place.id}")
-
-    def __await__(self) -> Generator[object, None, None]:
-        if self._sent is not None:
-            yield from self._sent.__await__()
-
-    def __repr__(self) -> str:
-        return f"<JobHandle {self.id} due {self.due.isoformat()}>"
 
 
 class JobCall:

@@ -14,16 +14,17 @@ from posthog_jobs.extensions.logger import AppLogger
 from posthog_jobs.extensions.storage import Storage
 from posthog_jobs.hooks import on_event, process_event
 from posthog_jobs.installations import Installations
-from posthog_jobs.jobs import ABSENT, Jobs, Origin, Outbox
+from posthog_jobs.jobs import Jobs, Origin
 from posthog_jobs.lane import Lane
 from posthog_jobs.lifecycle import Lifecycle
+from posthog_jobs.messages import ABSENT, Outbox
 from posthog_jobs.meta import Meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from posthog_jobs.installations import Installation
-    from posthog_jobs.jobs import Sender
+    from posthog_jobs.messages import Sender
     from posthog_jobs.redis import RedisServer
     from posthog_jobs.settings import Settings
 

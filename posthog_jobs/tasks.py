@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 import logging
-import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import Task
-from celery.app.registry import TaskRegistry
-from celery.app.trace import build_tracer
 from celery.exceptions import Ignore
-from kombu.exceptions import KombuError
-from kombu.utils.json import JSONEncoder, dumps
-from redis.exceptions import RedisError
+from kombu.utils.json import dumps
 
 from posthog_jobs.errors import (
     AppError,
-    BrokerUnavailableError,
-    PayloadTooLargeError,
     RetryError,
     UnknownJobError,
 )
 from posthog_jobs.execution import in_worker
-from posthog_jobs.jobs import ABSENT
-from posthog_jobs.rabbitmq import REFUSALS
+from posthog_jobs.messages import ABSENT
 from posthog_jobs.retries import ON_RETRY_ERROR, UNTIL_THERE
-from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import APP_HEADER, DUE_HEADER, IF_WAITING_HEADER, KEY_HEADER
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from posthog_jobs.installations import Installation
-    from posthog_jobs.jobs import JobMessage
     from posthog_jobs.retries import RetryPolicy
-    from posthog_jobs.schedule import Schedule, Steered
 
 logger = logging.getLogger(__name__)
-
-_encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
 
 CAPTURE: Final = "posthog_jobs.capture"
 ON_EVENT: Final = "posthog_jobs.on_event"
 
 #: How often a message waited for its app; apart from Celery's count of the job's own retries.
 WAITED: Final = "posthog_jobs_waited"
-
-_JOB_TASK: Final = re.compile(
-    r"posthog_jobs\.(?P<app>[A-Za-z_][A-Za-z0-9_-]{0,199})\.(?P<job>[A-Za-z_][A-Za-z0-9_]{0,199})\Z"
-)
 
 
 def task_name(app_name: str, job_name: str) -> str:
@@ -223,133 +204,3 @@ class OnEventTask(DurableTask):
 def describe(app_id: object, size: int | None) -> str:
     """Return what logs and Flower show of a job's arguments."""
     return f"({app_id!r},)" if size is None else f"({app_id!r}, <{size} bytes>)"
-
-
-class JobRegistry(TaskRegistry):
-    """Finds the task of a job's name when it is first met, in whichever process that is.
-
-    Also a job that no installed app exports gets a task, which keeps the message until one does;
-    such a task is not kept, so that messages cannot fill the registry.
-    """
-
-    app: Celery
-
-    def __missing__(self, name: object) -> Task:
-        match = _JOB_TASK.match(name) if isinstance(name, str) else None
-        if match is None:
-            raise self.NotRegistered(name)
-        names = {"name": name, "app_name": match["app"], "job_name": match["job"]}
-        task = type("JobTask", (JobTask,), {"__module__": __name__, **names})()
-        task.bind(self.app)
-        task.__trace__ = build_tracer(name, task, self.app.loader, app=self.app)
-        if self.app.runtime.is_exported(match["app"], match["job"]):
-            self[name] = task
-        return task
-
-
-class JobSender:
-    """Brings jobs and events to the broker, through Celery."""
-
-    __slots__ = ("_app", "_options")
-
-    def __init__(self, app: Celery) -> None:
-        self._app: Final = app
-        self._options: dict[str, Any] | None = None  # known once something has been sent
-
-    def measure(self, payload: object) -> int:
-        """Return the size of a payload as JSON, in bytes.
-
-        Raises:
-            PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
-        """
-        size = len(_encode(payload))
-        largest = self._app.runtime.settings.max_payload_bytes
-        if size > largest:
-            raise PayloadTooLargeError(
-                f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
-                "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
-            )
-        return size
-
-    def check_delay(self, seconds: float) -> None:
-        """Refuse a delay, in seconds, that the broker cannot hold.
-
-        Raises:
-            DelayTooLongError: the broker is RabbitMQ, and the delay over 2^28 - 1 seconds.
-        """
-        self._app.check_delay(seconds)
-
-    def send(self, message: JobMessage) -> tuple[str, datetime]:
-        """Enqueue a job.
-
-        Returns:
-            The id of what waits or runs now, and when it is due: those of the job that waited
-            under the key, if that was kept.
-
-        Raises:
-            BrokerUnavailableError: the broker did not take it.
-            UnsupportedByBrokerError: the job has a key, and the broker is not Redis.
-        """
-        headers = {}
-        if message.key is not None:
-            schedule = self._app.schedule  # which only Redis has
-            headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
-            last_outcome.set(None)
-        absent = message.payload is ABSENT
-        args = (message.app_id,) if absent else (message.app_id, message.payload)
-        self._publish(
-            task_name(message.app_name, message.job_name),
-            args,
-            describe(message.app_id, None if absent else message.payload_bytes),
-            task_id=message.id,
-            eta=message.eta,
-            countdown=message.countdown,
-            headers=headers,
-        )
-        outcome = last_outcome.get() if message.key is not None else None
-        if outcome is None or outcome.id == message.id:
-            return message.id, message.due
-        kept = schedule.get(outcome.id)
-        return outcome.id, message.due if kept is None else kept.due
-
-    def cancel(self, task_id: str) -> Steered:
-        """Take a job out of the schedule, or revoke it."""
-        schedule: Schedule = self._app.schedule
-        return schedule.cancel(task_id)
-
-    def reschedule(self, task_id: str, at: datetime) -> Steered:
-        """Move a job that waits."""
-        schedule: Schedule = self._app.schedule
-        return schedule.reschedule(task_id, at)
-
-    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
-        """Enqueue an event for the hooks.
-
-        Raises:
-            BrokerUnavailableError: the broker did not take it.
-        """
-        self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id=task_id)
-
-    def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
-        try:
-            self._app.tasks[name].apply_async(
-                args, argsrepr=argsrepr, **(self._options or {}), **options
-            )
-            if self._options is None:
-                # what the first one declared is there: to look each time takes a tenth of a publish
-                self._options = {"declare": ()} if self._needs_no_declaring() else {}
-        except (KombuError, RedisError, OSError, *REFUSALS) as error:
-            with self._app.connection_for_write() as connection:
-                url = connection.as_uri()  # with its password masked
-            raise BrokerUnavailableError(
-                f"the broker {url} did not take {name}: {error}; see that it runs, and that "
-                "broker_url is right"
-            ) from error
-
-    def _needs_no_declaring(self) -> bool:
-        """Tell whether all jobs go straight to Celery's default queue, on Redis."""
-        conf = self._app.conf
-        if conf.task_routes or conf.task_queues or conf.task_default_exchange_type != "direct":
-            return False
-        with self._app.connection_for_write() as connection:
-            return bool(connection.transport.driver_type == "redis")

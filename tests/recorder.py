@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from posthog_jobs.definitions import define_app
 from posthog_jobs.errors import PayloadTooLargeError
 from posthog_jobs.installations import Installation
-from posthog_jobs.jobs import Jobs, Origin, Outbox
+from posthog_jobs.jobs import Jobs, Origin
 from posthog_jobs.lane import Lane
-from posthog_jobs.schedule import Steered
+from posthog_jobs.messages import Outbox
+from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from posthog_jobs.jobs import JobMessage, Sender
+    from posthog_jobs.messages import JobMessage, Sender
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from posthog_jobs.errors import (
     PayloadError,
     PayloadTooLargeError,
 )
-from posthog_jobs.jobs import ABSENT
+from posthog_jobs.messages import ABSENT
 from tests.recorder import Recorder, make_jobs
 
 if TYPE_CHECKING:

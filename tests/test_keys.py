@@ -14,7 +14,7 @@ import pytest
 
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import JobCallError, UnsupportedByBrokerError
-from posthog_jobs.schedule import Steered
+from posthog_jobs.waiting import Steered
 from tests.conftest import APPS, ROOT
 from tests.nodes import ENVIRONMENT, poll
 from tests.notes import notes, wait_for

@@ -14,7 +14,7 @@ from posthog_jobs.errors import (
     UnknownAppError,
     UnknownJobError,
 )
-from posthog_jobs.jobs import ABSENT
+from posthog_jobs.messages import ABSENT
 from posthog_jobs.redis import RedisServer
 from posthog_jobs.runtime import Runtime
 from posthog_jobs.settings import Settings

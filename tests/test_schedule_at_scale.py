@@ -13,9 +13,10 @@ import pytest
 from redis import Redis
 
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.schedule import Steered
-from posthog_jobs.transport import Keys, scripts
+from posthog_jobs.keys import Keys
+from posthog_jobs.transport import scripts
 from posthog_jobs.transport.records import _take, partition_of
+from posthog_jobs.waiting import Steered
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
 

@@ -17,7 +17,7 @@ from posthog_jobs.errors import (
     NaiveDatetimeError,
     UnsupportedByBrokerError,
 )
-from posthog_jobs.schedule import Forecast, Steered
+from posthog_jobs.waiting import Forecast, Steered
 from tests.conftest import APPS
 from tests.nodes import free_port, poll
 from tests.notes import notes, wait_for
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.jobs import Jobs, TriggerableJob
-    from posthog_jobs.schedule import Schedule, WaitingJob
+    from posthog_jobs.schedule import Schedule
+    from posthog_jobs.waiting import WaitingJob
     from tests.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)

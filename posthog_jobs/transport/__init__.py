@@ -11,9 +11,7 @@ from typing import Final
 
 import kombu.transport
 
-from .keys import Keys
-
-__all__ = ["ALIASES", "OPTION", "Keys", "install"]
+__all__ = ["ALIASES", "OPTION", "install"]
 
 #: The transport option that switches our behaviour on.
 OPTION: Final = "posthog_jobs"

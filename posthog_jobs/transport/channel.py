@@ -13,8 +13,9 @@ from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
+from posthog_jobs.keys import Keys
+
 from . import records, scripts
-from .keys import Keys
 from .lease import Lease
 from .line import Line
 from .outcome import Outcome, last_outcome

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis import ConnectionPool
 
-    from .keys import Keys
+    from posthog_jobs.keys import Keys
 
 logger = get_logger("kombu.transport.redis")
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
-from posthog_jobs.schedule import Forecast, Schedule, Steered
+from posthog_jobs.schedule import Schedule
 from posthog_jobs.transport.outcome import Outcome, last_outcome
 from posthog_jobs.transport.records import partition_of
+from posthog_jobs.waiting import Forecast, Steered
 
 from .processes import until
 

@@ -21,9 +21,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from posthog_jobs.schedule import Schedule, Steered
-from posthog_jobs.transport import Keys, scripts
+from posthog_jobs.keys import Keys
+from posthog_jobs.schedule import Schedule
+from posthog_jobs.transport import scripts
 from posthog_jobs.transport.records import pack, parse_partition, partition_of
+from posthog_jobs.waiting import Steered
 
 from .processes import until
 
