@@ -7,7 +7,7 @@ import copy
 import os
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -194,6 +194,10 @@ class PostHogJobs(Celery):
         delays = self._delays
         with rabbitmq.names_are_free():
             if not (countdown or eta) or not delays.are_native():
+                if countdown and not eta:
+                    # as Celery does, without the detour over its time zones, which takes 0.1 ms
+                    due = datetime.now(UTC) + timedelta(seconds=countdown)
+                    countdown, eta = None, due.isoformat()
                 return send(name, args, kwargs, countdown, eta, *arguments, **options)
             countdown = delays.whole_seconds(countdown, eta)
             if countdown is None:

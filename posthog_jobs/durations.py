@@ -89,12 +89,13 @@ def due_in(number: Number, unit: str, *, now: datetime) -> datetime:
     )
 
 
-def due_at(moment: datetime, *, now: datetime) -> datetime:
+def due_at(moment: datetime, *, now: datetime, call: str = "run_at") -> datetime:
     """Return the moment a job is due that shall run at `moment`: never before `now`.
 
     Args:
         moment: an aware datetime, of any time zone; one in the past means now.
         now: the present, an aware datetime.
+        call: what the caller is called in messages.
 
     Returns:
         An aware datetime in UTC.
@@ -110,7 +111,7 @@ def due_at(moment: datetime, *, now: datetime) -> datetime:
         )
     if moment.utcoffset() is None:
         raise NaiveDatetimeError(
-            f"run_at({moment!r}) has no time zone, so it names no moment; write "
+            f"{call}({moment!r}) has no time zone, so it names no moment; write "
             "datetime.now(timezone.utc) instead of datetime.now() or utcnow(), or attach the zone "
             "that is meant: moment.replace(tzinfo=timezone.utc)"
         )
@@ -120,7 +121,7 @@ def due_at(moment: datetime, *, now: datetime) -> datetime:
         due = LAST_DUE + timedelta(seconds=1) if moment.year > 1 else now
     if due > LAST_DUE:
         raise DueError(
-            f"run_at({moment!r}) lies past {LAST_DUE:%Y-%m-%d} in UTC; use an earlier one"
+            f"{call}({moment!r}) lies past {LAST_DUE:%Y-%m-%d} in UTC; use an earlier one"
         )
     return max(due, now.astimezone(UTC))
 

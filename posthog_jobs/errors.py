@@ -89,6 +89,10 @@ class CursorError(PostHogJobsError, ValueError):
     """A cursor given to `Schedule.list` does not come from a page of it."""
 
 
+class LimitError(PostHogJobsError, ValueError):
+    """`Schedule.list` was asked for a number of jobs that is none."""
+
+
 class EventError(PostHogJobsError, ValueError):
     """An event is not a mapping with a name, or belongs to no team."""
 

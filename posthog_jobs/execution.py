@@ -98,7 +98,7 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
     try:
         result = function(*args, **kwargs)
-        if inspect.isawaitable(result):
+        if result is not None and inspect.isawaitable(result):
             return _loop_thread.run(result)
     except SystemExit as error:
         # Elsewhere it may come from a signal handler of the program that this is; in a worker the

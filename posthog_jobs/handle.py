@@ -83,7 +83,7 @@ class JobHandle:
             NaiveDatetimeError, DueError: it is no usable time; nothing was changed.
             BrokerUnavailableError, UnsupportedByBrokerError: as `cancel`.
         """
-        due = due_at(at, now=datetime.now(UTC))
+        due = due_at(at, now=datetime.now(UTC), call="reschedule")
         place, sender = self._place, self._outbox.sender
 
         def move() -> Steered:

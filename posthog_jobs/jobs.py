@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from posthog_jobs.installations import Installation
     from posthog_jobs.messages import Outbox
 
-#: A job's key: printable, so that a listing shows it.
-_KEY: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}\Z")
+_MAX_KEY: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class TriggerableJob:
             self._refuse(
                 "needs a payload", f"pass one, which may be None, or write it as {job.name}(meta)"
             )
-        if key is not None and (not isinstance(key, str) or not _KEY.match(key)):
+        if key is not None and not _is_key(key):
             self._refuse(f"cannot have the key {key!r:.60}", "use 1 to 200 printable characters")
         if if_waiting not in ("replace", "keep"):
             self._refuse(f"cannot have if_waiting={if_waiting!r:.60}", 'use "replace" or "keep"')
@@ -221,3 +219,8 @@ class Jobs:
 
     def __repr__(self) -> str:
         return f"<Jobs of {self.__origin}: {', '.join(self) or 'none'}>"
+
+
+def _is_key(key: object) -> bool:
+    # printable, so that a listing shows it
+    return isinstance(key, str) and 0 < len(key) <= _MAX_KEY and key.isprintable()

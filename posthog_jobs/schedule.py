@@ -17,7 +17,13 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from posthog_jobs.durations import LAST_DUE, due_at
-from posthog_jobs.errors import BrokerUnavailableError, CursorError, NaiveDatetimeError
+from posthog_jobs.errors import (
+    BrokerUnavailableError,
+    CursorError,
+    DueError,
+    LimitError,
+    NaiveDatetimeError,
+)
 from posthog_jobs.keys import Keys
 from posthog_jobs.transport import scripts
 from posthog_jobs.transport.records import Record, parse_partition, partition_of
@@ -127,7 +133,10 @@ class Schedule:
         Raises:
             NaiveDatetimeError: `before` has no time zone.
             CursorError: `cursor` is none of ours.
+            LimitError: `limit` is no whole number above 0.
         """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
         due, after = _parse_cursor(cursor)
         until = None if before is None else _milliseconds(before, "before")
         partitions = self._partitions(app_id, job)
@@ -205,7 +214,7 @@ class Schedule:
         Raises:
             NaiveDatetimeError, DueError: `at` is no usable time; nothing was changed.
         """
-        due = _milliseconds(due_at(at, now=_EPOCH), "at")
+        due = _milliseconds(due_at(at, now=_EPOCH, call="reschedule"), "at")
         return Steered(self._run(scripts.RESCHEDULE, task_id, due).decode())
 
     @_reaching_broker
@@ -316,7 +325,9 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def _milliseconds(moment: datetime, name: str) -> int:
     """Milliseconds since the epoch, rounded up: nothing runs early."""
-    if moment.tzinfo is None:
+    if not isinstance(moment, datetime):
+        raise DueError(f"{name} is of type {type(moment).__name__}; use an aware datetime")
+    if moment.utcoffset() is None:
         raise NaiveDatetimeError(
             f"{name}={moment.isoformat()} has no time zone; "
             f"say {name}={moment.isoformat()}.replace(tzinfo=timezone.utc) if it is UTC"
@@ -339,6 +350,8 @@ def _make_cursor(due: int, task_id: str) -> str:
 def _parse_cursor(cursor: str | None) -> tuple[int, str]:
     if cursor is None:
         return 0, ""
+    if not isinstance(cursor, str):
+        raise CursorError(f"a cursor is a string, not {type(cursor).__name__}; pass Page.cursor")
     try:
         due, task_id = base64.urlsafe_b64decode(cursor).decode().split(":", 1)
         return int(due), task_id

@@ -14,6 +14,7 @@ from posthog_jobs.rabbitmq import REFUSALS
 from posthog_jobs.tasks import CAPTURE, describe, task_name
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from posthog_jobs.messages import JobMessage
     from posthog_jobs.schedule import Schedule
-    from posthog_jobs.waiting import Steered
 
 _encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
 
@@ -93,9 +93,12 @@ class JobSender:
         return outcome.id, message.due if kept is None else kept.due
 
     def cancel(self, task_id: str) -> Steered:
-        """Take a job out of the schedule, or revoke it."""
+        """Take a job out of the schedule, or revoke it in all workers."""
         schedule: Schedule = self._app.schedule
-        return schedule.cancel(task_id)
+        steered = schedule.cancel(task_id)
+        if steered is Steered.UNKNOWN:  # it was due at once, and so never in the schedule
+            self._app.control.revoke(task_id)
+        return steered
 
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job that waits."""

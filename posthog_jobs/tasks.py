@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import Task
@@ -57,10 +57,6 @@ class DurableTask(Task):
         if "argsrepr" not in options:
             options["argsrepr"] = self.describe(args or ())
         options.setdefault("kwargsrepr", "{}")
-        if options.get("countdown") and not options.get("eta"):
-            # as Celery does, without the detour over its time zones, which takes 0.1 ms
-            due = datetime.now(UTC) + timedelta(seconds=options.pop("countdown"))
-            options["eta"] = due.isoformat()
         options["headers"] = {**(options.get("headers") or {}), **self.headers_of(args or ())}
         return super().apply_async(args, kwargs, *arguments, **options)
 
@@ -81,11 +77,13 @@ class DurableTask(Task):
         Raises:
             Ignore: it was revoked.
         """
-        from celery.worker.state import revoked  # noqa: PLC0415  # producers need no worker
-
         in_worker.set(True)
-        if not self.request.called_directly and self.request.id in revoked:
-            logger.info("Discarding revoked task: %s[%s]", self.name, self.request.id)
+        state = sys.modules.get("celery.worker.state")  # which only a worker has imported
+        if state is None or not state.revoked:
+            return
+        request = self.request
+        if not request.called_directly and request.id in state.revoked:
+            logger.info("Discarding revoked task: %s[%s]", self.name, request.id)
             raise Ignore
 
     def again(

@@ -18,6 +18,7 @@ from posthog_jobs.keys import Keys
 from . import records, scripts
 from .lease import Lease
 from .line import Line
+from .message import Message
 from .outcome import Outcome, last_outcome
 from .qos import QoS
 
@@ -46,6 +47,7 @@ class DurableChannel(Base):
             `unacked` is restored. Must not be below the stock workers' own visibility timeout.
     """
 
+    Message = Message
     QoS = QoS
     visibility_timeout: float = 60
     stock_visibility_timeout: float = 3600

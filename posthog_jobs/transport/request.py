@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from typing import Any
 
 from celery.worker import request
@@ -19,15 +17,5 @@ class Request(request.Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self._decoded:
-            message, body = self._message, self._message.body
-            if (
-                message.content_type == "application/json"
-                and isinstance(body, bytes)
-                and b"__type__" not in body
-            ):
-                # kombu calls a function for each object, in search of typed values; what is no
-                # JSON is left to it, which says so in its own way
-                with suppress(ValueError, RecursionError):
-                    message._decoded_cache = json.loads(body)
-            self._body = message.payload
+            self._body = self._message.payload
             self._content_type = self._content_encoding = None
