@@ -129,6 +129,36 @@ def test_thousands_due_at_one_instant(site: Site) -> None:
     assert site.redis.slowlog_get() == []
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_worker_that_starts_late_catches_up(site: Site) -> None:
+    """50,000 overdue jobs drain at the rate of queued ones, and no call of Redis takes 20 ms."""
+    app = site.app()
+    count = 50_000
+    due = datetime.now(UTC) + timedelta(seconds=60)
+    with app.producer_pool.acquire(block=True) as producer:
+        for _ in range(count):
+            app.send_task("noop", eta=due, producer=producer)
+    assert Schedule(site.redis).count() == count
+    until(lambda: datetime.now(UTC) >= due, seconds=70)
+    site.redis.config_set("slowlog-log-slower-than", 20_000)
+    site.redis.slowlog_reset()
+
+    site.worker("solo")
+
+    def left() -> int:
+        return Schedule(site.redis).count() + int(site.redis.llen("celery"))
+
+    def seconds(share: float) -> float:
+        until(lambda: left() <= count * share, seconds=120)
+        return time.monotonic()
+
+    begun, middle, ended = seconds(0.9), seconds(0.5), seconds(0.1)
+    assert ended - middle < 2 * (middle - begun), "it does not become slower on the way"
+    assert site.redis.slowlog_get() == []
+    print(f"{0.8 * count / (ended - begun):,.0f} jobs/s")  # noqa: T201  # the figure is wanted
+
+
 def test_waiting_jobs_cost_a_worker_nothing(site: Site) -> None:
     """A worker's memory does not grow with 20,000 jobs that wait."""
     app = site.app()
