@@ -8,6 +8,7 @@ here from the call that sends it until it is due; then it is in its queue and Ce
 from __future__ import annotations
 
 import base64
+import json
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -77,8 +78,10 @@ def _reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
     return reaching
 
 
-#: Due time and id, in this order, of some of what waits.
-_Rows = list[tuple[int, str]]
+#: Due time, partition and id of what waits: listed in this order, which needs no search for a
+#: place in a partition but its own.
+_Row = tuple[int, str, str]
+_Rows = list[_Row]
 
 
 class Schedule:
@@ -137,15 +140,15 @@ class Schedule:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
-        due, after = _parse_cursor(cursor)
+        place = _parse_cursor(cursor)
         until = None if before is None else _milliseconds(before, "before")
         partitions = self._partitions(app_id, job)
-        rows = self._first(partitions, limit + 1, due, after)
+        rows = self._first(partitions, limit + 1, place)
         if until is not None:
             rows = [row for row in rows if row[0] < until]
         page, more = rows[:limit], len(rows) > limit
         return Page(
-            jobs=tuple(self._load([task_id for _, task_id in page])),
+            jobs=tuple(self._load([task_id for _, _, task_id in page])),
             cursor=_make_cursor(*page[-1]) if more and page else None,
         )
 
@@ -240,9 +243,9 @@ class Schedule:
                 wanted.append(partition)
         return wanted
 
-    def _first(self, partitions: Sequence[str], limit: int, due: int, after: str) -> _Rows:
-        """The first few over all partitions, in (due, id) order, reading few more than needed."""
-        heads = zip(self._page(partitions, 1, due, after), partitions, strict=True)
+    def _first(self, partitions: Sequence[str], limit: int, place: _Row) -> _Rows:
+        """The first few over all partitions, in the order of rows, reading few more than needed."""
+        heads = zip(self._page(partitions, 1, place), partitions, strict=True)
         # Only partitions whose first is among the first `limit` can have anything among them.
         chosen = [part for _, part in sorted((rows[0], part) for rows, part in heads if rows)][
             :limit
@@ -250,7 +253,7 @@ class Schedule:
         if not chosen:
             return []
         some = 2 * limit // len(chosen) + 1
-        found = dict(zip(chosen, self._page(chosen, some, due, after), strict=True))
+        found = dict(zip(chosen, self._page(chosen, some, place), strict=True))
         merged = sorted(row for rows in found.values() for row in rows)
         last = merged[limit - 1] if len(merged) >= limit else None
         short = [
@@ -259,16 +262,22 @@ class Schedule:
             if len(rows) == some < limit and (last is None or rows[-1] < last)
         ]
         if short:
-            found.update(zip(short, self._page(short, limit, due, after), strict=True))
+            found.update(zip(short, self._page(short, limit, place), strict=True))
             merged = sorted(row for rows in found.values() for row in rows)
         return merged[:limit]
 
-    def _page(self, partitions: Sequence[str], limit: int, due: int, after: str) -> Sequence[_Rows]:
+    def _page(self, partitions: Sequence[str], limit: int, place: _Row) -> Sequence[_Rows]:
+        due, own, task_id = place
         pages = []
         for some in _chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
-            for found in self._run(scripts.PAGE, limit, due, after, *some):
-                pairs = zip(found[1::2], found[::2], strict=True)
-                pages.append([(int(score), task_id.decode()) for score, task_id in pairs])
+            where = [
+                "behind" if part < own else "within" if part == own else "from" for part in some
+            ]
+            pairs = [word for pair in zip(where, some, strict=True) for word in pair]
+            reply = self._run(scripts.PAGE, limit, due, task_id, *pairs)
+            for part, found in zip(some, reply, strict=True):
+                rows = zip(found[1::2], found[::2], strict=True)
+                pages.append([(int(score), part, name.decode()) for score, name in rows])
         return pages
 
     def _load(self, ids: Sequence[str]) -> Sequence[WaitingJob]:
@@ -343,19 +352,19 @@ def _moment(milliseconds: int) -> datetime:
         return LAST_DUE
 
 
-def _make_cursor(due: int, task_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{due}:{task_id}".encode()).decode()
+def _make_cursor(*row: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(row).encode()).decode()
 
 
-def _parse_cursor(cursor: str | None) -> tuple[int, str]:
+def _parse_cursor(cursor: str | None) -> _Row:
     if cursor is None:
-        return 0, ""
+        return 0, "", ""
     if not isinstance(cursor, str):
         raise CursorError(f"a cursor is a string, not {type(cursor).__name__}; pass Page.cursor")
     try:
-        due, task_id = base64.urlsafe_b64decode(cursor).decode().split(":", 1)
-        return int(due), task_id
-    except ValueError as exc:
+        due, partition, task_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return int(due), str(partition), str(task_id)
+    except (ValueError, TypeError) as exc:
         raise CursorError(
             f"{cursor!r} is no cursor of this list; pass Page.cursor as it is"
         ) from exc
