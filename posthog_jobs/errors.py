@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+from typing import Final
+
 from click import ClickException
+
+#: The longest delay that a `RetryError` can ask for, in seconds: a day.
+_LONGEST_RETRY: Final = 86_400.0
 
 
 class PostHogJobsError(Exception):
@@ -22,7 +29,16 @@ class EmbeddedServerError(OperatorError):
 
 
 class BrokerUnavailableError(PostHogJobsError):
-    """The broker did not take a message; nothing was enqueued."""
+    """The broker did not take a message, or does not answer.
+
+    Attributes:
+        uncertain: whether it may have taken the message, since its answer was lost. Otherwise
+            nothing was enqueued.
+    """
+
+    def __init__(self, message: str, *, uncertain: bool = False) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain
 
 
 class UnsupportedByBrokerError(PostHogJobsError):
@@ -37,12 +53,34 @@ class AppLoadError(AppError):
     """An app's code cannot be loaded, or exports what no app may export."""
 
 
+class AppConfigError(AppError, OperatorError):
+    """An installation's config is not what the app's `plugin.json` asks for."""
+
+
+class InstallError(AppError, OperatorError):
+    """An app cannot be installed, changed or removed so; nothing was changed."""
+
+
 class AppSetupError(AppError):
-    """An app's `setup_plugin` failed, so nothing else of it runs in this process."""
+    """An app's `setup_plugin` failed, so nothing else of it runs in this process.
+
+    Attributes:
+        final: whether it failed for good, so that there is nothing to wait for.
+    """
+
+    final = False
 
 
 class AppExitError(AppError):
     """An app's code called `sys.exit`, which is not its to decide."""
+
+
+class AppMemoryError(AppError):
+    """An app's code raised MemoryError, which Celery takes for the end of its worker."""
+
+
+class AppBusyError(AppError):
+    """A hook of the app that runs once at a time is running."""
 
 
 class UnknownAppError(AppError):
@@ -53,12 +91,32 @@ class AppDisabledError(AppError):
     """The installation is disabled; it runs neither hooks nor jobs."""
 
 
+class AppRemovedError(UnknownAppError):
+    """The installation that a job is of was uninstalled."""
+
+
 class UnknownJobError(PostHogJobsError, AttributeError):
     """The app exports no job of this name."""
 
 
 class JobCallError(PostHogJobsError, TypeError):
     """A job was called with arguments that its function cannot take."""
+
+
+class PayloadRefusedError(PostHogJobsError):
+    """A job's function does not take, any more, the payload that its message carries."""
+
+
+class RetriesExhaustedError(PostHogJobsError):
+    """An app raised `RetryError` at every attempt that its retry policy allows."""
+
+
+class WorkerLostTooOftenError(PostHogJobsError):
+    """The process that ran a job died, as often as `posthog_jobs_max_deliveries` allows."""
+
+
+class JobTimeLimitError(PostHogJobsError):
+    """An async job ran longer than its time limit and was cancelled."""
 
 
 class DueError(PostHogJobsError, ValueError):
@@ -85,20 +143,44 @@ class PayloadTooLargeError(PayloadError):
     """A payload is larger than `posthog_jobs_max_payload_bytes`."""
 
 
+class UnknownFailureError(PostHogJobsError, LookupError):
+    """No failed job is kept under this id."""
+
+
+class ReplayError(PostHogJobsError):
+    """A failed job cannot be replayed: it was replayed before, or its message cannot be read."""
+
+
 class CursorError(PostHogJobsError, ValueError):
-    """A cursor given to `Schedule.list` does not come from a page of it."""
+    """A cursor given to `Schedule.list` or `Failures.list` does not come from a page of it."""
 
 
 class LimitError(PostHogJobsError, ValueError):
-    """`Schedule.list` was asked for a number of jobs that is none."""
+    """`Schedule.list` or `Failures.list` was asked for a number of jobs that is none."""
 
 
 class EventError(PostHogJobsError, ValueError):
     """An event is not a mapping with a name, or belongs to no team."""
 
 
+class UnknownMetricError(PostHogJobsError, AttributeError):
+    """The app declares no metric of this name."""
+
+
+class MetricError(PostHogJobsError, ValueError):
+    """A metric was given what is no number, or is of another kind than was asked of it."""
+
+
+class AddressError(PostHogJobsError, ValueError):
+    """What `meta.geoip` shall locate is no IP address."""
+
+
+class CaptureError(PostHogJobsError):
+    """PostHog did not take an event of `meta.posthog`."""
+
+
 class StoreKeyError(PostHogJobsError, ValueError):
-    """A key given to `meta.cache` or `meta.storage` is no usable key."""
+    """A key given to `meta.cache`, `meta.storage` or `meta.utils.cursor` is no usable key."""
 
 
 class StoreValueError(PostHogJobsError, ValueError):
@@ -106,8 +188,48 @@ class StoreValueError(PostHogJobsError, ValueError):
 
 
 class StoreUnavailableError(PostHogJobsError):
-    """Redis did not answer a call of `meta.cache` or `meta.storage`."""
+    """Redis, or the database of `meta.storage`, did not answer an extension or `app.apps`."""
+
+
+class RetryPolicyError(PostHogJobsError, ValueError):
+    """What says how often, or after how long, to retry is no such thing."""
 
 
 class RetryError(PostHogJobsError):
-    """Raised by an app: this did not work now, run it again later."""
+    """Raised by an app: this did not work now, run it again later.
+
+    Attributes:
+        delay: seconds until then; None: what the retry policy says.
+    """
+
+    delay: float | None = None
+
+    def __init__(self, *args: object, delay: float | timedelta | None = None) -> None:
+        """Say why, and if it matters, how long to wait.
+
+        Args:
+            args: the message.
+            delay: seconds, or a timedelta, until the next attempt, in place of what the policy
+                says; a day at most, and more counts as a day. How often there is one is still up
+                to the policy.
+
+        Raises:
+            RetryPolicyError: the delay is no time span, or negative.
+        """
+        super().__init__(*args)
+        if delay is not None:
+            self.delay = _seconds(delay)
+
+
+def _seconds(delay: object) -> float:
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or math.isnan(seconds)
+        or seconds < 0
+    ):
+        raise RetryPolicyError(
+            f"RetryError(delay={delay!r:.60}) cannot be; use seconds, 0 or more, or a timedelta"
+        )
+    return min(seconds, _LONGEST_RETRY)

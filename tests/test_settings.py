@@ -24,12 +24,22 @@ def test_every_setting() -> None:
             "posthog_jobs_apps": {"teapot": "examples.teapot"},
             "posthog_jobs_max_payload_bytes": 5,
             "posthog_jobs_redis_url": "redis://other",
+            "posthog_jobs_storage_url": "sqlite:////var/lib/jobs.db",
+            "posthog_jobs_geoip_path": "/var/lib/city.mmdb",
+            "posthog_jobs_posthog_host": "https://eu.i.posthog.com",
+            "posthog_jobs_posthog_project_key": "phc_key",
             "posthog_jobs_default_team_id": None,
         }
     )
 
     assert settings == Settings(
-        apps={"teapot": "examples.teapot"}, max_payload_bytes=5, redis_url="redis://other"
+        apps={"teapot": "examples.teapot"},
+        max_payload_bytes=5,
+        redis_url="redis://other",
+        storage_url="sqlite:////var/lib/jobs.db",
+        geoip_path="/var/lib/city.mmdb",
+        posthog_host="https://eu.i.posthog.com",
+        posthog_project_key="phc_key",
     )
 
 
@@ -65,6 +75,14 @@ def test_unknown_settings(name: str, hint: str) -> None:
         ("default_team_id", -1, r"posthog_jobs_default_team_id is -1; use"),
         ("default_team_id", "1", r"posthog_jobs_default_team_id is '1'; use"),
         ("redis_url", 6379, r"posthog_jobs_redis_url is no URL; use one such as"),
+        ("storage_url", "jobs.db", r"posthog_jobs_storage_url is no URL; use one such as postgres"),
+        ("posthog_host", "eu.i", r"posthog_jobs_posthog_host is no URL; use one such as https:"),
+        ("geoip_path", 1, r"posthog_jobs_geoip_path is of type int; make it a string"),
+        ("posthog_project_key", 1, r"posthog_jobs_posthog_project_key is of type int; make it"),
+        ("metrics_port", -1, r"posthog_jobs_metrics_port is -1; use a port number, such as 9808"),
+        ("metrics_port", 65_536, r"posthog_jobs_metrics_port is 65536; use"),
+        ("metrics_port", "9808", r"posthog_jobs_metrics_port is '9808'; use"),
+        ("metrics_port", True, r"posthog_jobs_metrics_port is True; use"),
     ],
 )
 def test_values_that_cannot_work(name: str, value: Any, message: str) -> None:
