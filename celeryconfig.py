@@ -21,4 +21,25 @@ posthog_jobs_apps = {
         "config": {"url": os.environ.get("EXPORT_URL", "http://127.0.0.1:8419/events")},
         "enabled": "EXPORT_URL" in os.environ,
     },
+    "webhooks": {
+        "module": "examples.webhooks",
+        "config": {
+            "url": os.environ.get("WEBHOOKS_URL", "http://127.0.0.1:8420/"),
+            "secret": os.environ.get("WEBHOOKS_SECRET", "bm90IGEgc2VjcmV0"),
+        },
+        "enabled": "WEBHOOKS_URL" in os.environ,
+    },
+    "batches": {
+        "module": "examples.batch_export",
+        "config": {"url": os.environ.get("BATCHES_URL", "http://127.0.0.1:8421/")},
+        "enabled": "BATCHES_URL" in os.environ,
+    },
+    "stars": {
+        "module": "examples.github_stars",
+        "config": {
+            "repository": os.environ.get("STARS_REPOSITORY", "PostHog/posthog"),
+            "token": os.environ.get("STARS_TOKEN", "none"),
+        },
+        "enabled": "STARS_TOKEN" in os.environ,
+    },
 }

@@ -6,36 +6,64 @@ needs `capture` or `process_event`; `celery -A posthog_jobs worker` runs it all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from posthog_jobs.definitions import job
-from posthog_jobs.errors import PostHogJobsError, RetryError
-from posthog_jobs.handle import JobHandle
-from posthog_jobs.jobs import Jobs
-from posthog_jobs.meta import Meta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from posthog_jobs.celery import PostHogJobs
+    from posthog_jobs.definitions import job
+    from posthog_jobs.errors import PostHogJobsError, RetryError
+    from posthog_jobs.events import PluginEvent
+    from posthog_jobs.handle import JobHandle
+    from posthog_jobs.jobs import Jobs
+    from posthog_jobs.meta import Meta
+    from posthog_jobs.retries import RetryPolicy
 
 __all__ = [
     "JobHandle",
     "Jobs",
     "Meta",
+    "PluginEvent",
     "PostHogJobsError",
     "RetryError",
+    "RetryPolicy",
     "capture",
     "job",
     "meta_for",
     "process_event",
+    "process_events",
 ]
 
 
-def process_event(event: object) -> dict[str, Any] | None:
+#: Public name → its module, imported when the name is first asked for: pytest, which imports this
+#: package for its plugin, pays for none of it.
+_MODULES: Final = {
+    "JobHandle": "handle",
+    "Jobs": "jobs",
+    "Meta": "meta",
+    "PluginEvent": "events",
+    "PostHogJobsError": "errors",
+    "RetryError": "errors",
+    "RetryPolicy": "retries",
+    "job": "definitions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def process_event(event: Mapping[str, object]) -> PluginEvent | None:
     """Pass an event through the `process_event` hooks of its team, in this process.
 
     Args:
-        event: a mapping with `event`, its name, and optionally `properties`, `team_id` and what
-            else PostHog's events have.
+        event: a mapping with `event`, its name, and optionally what else a `PluginEvent` has.
 
     Returns:
         The event that came out, or None if a hook dropped it.
@@ -44,10 +72,29 @@ def process_event(event: object) -> dict[str, Any] | None:
         EventError, PayloadError: it is no event; no hook has run.
         ConfigurationError: a setting cannot work.
     """
-    return _app().process_event(event)
+    return cast("PluginEvent | None", _app().process_event(event))
 
 
-def capture(event: object) -> JobHandle:
+def process_events(events: Iterable[Mapping[str, object]]) -> list[PluginEvent]:
+    """Pass events through the hooks of their teams, in this process.
+
+    `process_event` gets them one by one, `process_event_batch`, of apps without it, all of a team
+    at once.
+
+    Args:
+        events: events as for `process_event`.
+
+    Returns:
+        The events that came out, team by team.
+
+    Raises:
+        EventError, PayloadError: one is no event; no hook has run.
+        ConfigurationError: a setting cannot work.
+    """
+    return cast("list[PluginEvent]", _app().process_events(events))
+
+
+def capture(event: Mapping[str, object]) -> JobHandle:
     """Hand an event to a worker, which runs `process_event` and then `on_event`.
 
     Args:

@@ -15,37 +15,50 @@ from uuid import uuid4
 
 from amqp.exceptions import NotFound
 from celery import Celery, signals
+from celery.utils.log import get_multiprocessing_logger
 from kombu.exceptions import KombuError
-from kombu.transport import TRANSPORT_ALIASES
 from redis.exceptions import RedisError
 
 from posthog_jobs import rabbitmq, transport
+from posthog_jobs.apps import Apps
+from posthog_jobs.configuration import (
+    DEFAULTS,
+    censor,
+    check_json_only,
+    checked_scheme,
+    retry_policy,
+)
+from posthog_jobs.deliveries import Deliveries
+from posthog_jobs.doctor.examination import Examination
 from posthog_jobs.embedded import EmbeddedServer
-from posthog_jobs.errors import ConfigurationError, UnsupportedByBrokerError
+from posthog_jobs.errors import UnsupportedByBrokerError
 from posthog_jobs.events import check_event
+from posthog_jobs.export_tasks import ExportEventsTask, FlushExportTask
+from posthog_jobs.failures import Failures
 from posthog_jobs.handle import JobHandle
+from posthog_jobs.redaction import guard
 from posthog_jobs.redis import RedisServer
 from posthog_jobs.registry import JobRegistry
 from posthog_jobs.runtime import Runtime
 from posthog_jobs.schedule import Schedule, unavailable
 from posthog_jobs.sender import JobSender
 from posthog_jobs.settings import Settings
-from posthog_jobs.tasks import CaptureTask, OnEventTask, task_name
+from posthog_jobs.store import RedisStore
+from posthog_jobs.tasks import CaptureTask, JobTask, OnEventTask, task_name
+from posthog_jobs.tick_ledger import TickLedger
+from posthog_jobs.tick_tasks import TICK_TASKS, stop_ticks
 from posthog_jobs.transport.guards import warnings_for
+from posthog_jobs.transport.sending import sending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from logging import Logger
+
     from kombu import Connection
 
+    from posthog_jobs.findings import Finding
+    from posthog_jobs.job_ends import JobEnd
     from posthog_jobs.meta import Meta
-
-#: Celery settings that differ from Celery's own defaults; a configuration may change them.
-DEFAULTS: Final = {
-    "accept_content": ["json"],
-    "task_serializer": "json",
-    "worker_consumer": "posthog_jobs.worker:JobConsumer",
-    "broker_connection_retry_on_startup": True,
-}
-
 
 transport.install()
 
@@ -57,6 +70,7 @@ class PostHogJobs(Celery):
     """
 
     registry_cls = JobRegistry
+    task_cls = "posthog_jobs.tasks:PlainTask"
 
     def __init__(self, main: str = "posthog_jobs", **options: Any) -> None:
         """Make the app; its configuration is read when it is first needed.
@@ -66,19 +80,40 @@ class PostHogJobs(Celery):
             options: as Celery's.
         """
         self._runtime: Runtime | None = None
+        self._settings: Settings | None = None
+        #: Told of each end of a job in this worker; the log is told anyway.
+        self.on_job_end: Callable[[JobEnd], object] | None = None
         self._broker = RedisServer(self.connection_for_write)
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
         self._delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
+        censor(self._conf)
         self._tasks.app = self
-        for task in (CaptureTask, OnEventTask):
+        ours = (CaptureTask, OnEventTask, FlushExportTask, ExportEventsTask, *TICK_TASKS)
+        for task in ours:
             # a class of its own for each app, which is bound to it when the app is finalized
             self._tasks.register(type(task.__name__, (task,), {"__module__": task.__module__}))
         signals.import_modules.connect(self._on_import_modules, sender=self, weak=False)
+        self._pid = os.getpid()
+        signals.worker_process_init.connect(self._on_child, weak=False)
         signals.worker_process_shutdown.connect(self._tear_down, weak=False)
         signals.worker_shutdown.connect(self._tear_down, weak=False)
         atexit.register(self._tear_down)
+
+    @property
+    def settings(self) -> Settings:
+        """What the `posthog_jobs_` keys of the configuration say.
+
+        Raises:
+            ConfigurationError: a setting cannot work.
+        """
+        if self._settings is None:
+            self._settings = Settings.from_conf(self.conf)
+            self._retry_policy = retry_policy(
+                self.conf.task_publish_retry_policy, self._settings.enqueue_timeout
+            )
+        return self._settings
 
     @property
     def runtime(self) -> Runtime:
@@ -90,12 +125,12 @@ class PostHogJobs(Celery):
         if self._runtime is None:
             with self._runtime_lock:
                 if self._runtime is None:
-                    _check_json_only(self.conf)
-                    settings = Settings.from_conf(self.conf)
+                    check_json_only(self.conf)
+                    settings = self.settings
                     server = self._broker
                     if settings.redis_url is not None:
                         server = RedisServer(partial(self._store_connection, settings.redis_url))
-                    self._runtime = Runtime(settings, self._sender, server)
+                    self._runtime = Runtime(settings, self._sender, server, RedisStore(server))
         return self._runtime
 
     def process_event(self, event: object) -> dict[str, Any] | None:
@@ -112,6 +147,23 @@ class PostHogJobs(Celery):
             EventError, PayloadError: it is no event; no hook has run.
         """
         return self.runtime.process_event(event)
+
+    def process_events(self, events: Iterable[object]) -> list[dict[str, Any]]:
+        """Pass events through the hooks of their teams, in this process.
+
+        `process_event` gets them one by one, `process_event_batch`, of apps without it, all of a
+        team at once.
+
+        Args:
+            events: events as for `process_event`.
+
+        Returns:
+            The events that came out, team by team.
+
+        Raises:
+            EventError, PayloadError: one is no event; no hook has run.
+        """
+        return self.runtime.process_events(events)
 
     def capture(self, event: object) -> JobHandle:
         """Hand an event to a worker, which runs `process_event` and then `on_event`.
@@ -153,6 +205,72 @@ class PostHogJobs(Celery):
             client, keys = self._broker.connected()
         return Schedule(client, global_keyprefix=keys.global_keyprefix, revoke=self.control.revoke)
 
+    @property
+    def apps(self) -> Apps:
+        """Who is installed: to be listed, installed, configured, disabled and uninstalled.
+
+        Its methods raise StoreUnavailableError when Redis does not answer.
+        """
+        runtime = self.runtime
+        store = RedisStore(runtime.server)
+        return Apps(
+            runtime,
+            store,
+            schedule=lambda: self.schedule,
+            purge=runtime.metas.purge,
+            stop_ticks=partial(stop_ticks, self),
+        )
+
+    def register_jobs(self) -> list[str]:
+        """Register a task for each job that is exported now, and drop those of other jobs.
+
+        Returns:
+            The names of the tasks that were dropped.
+        """
+        exported = {
+            task_name(installation.definition.name, job_name)
+            for installation in self.runtime.installations
+            for job_name in installation.definition.jobs
+        }
+        dropped = [
+            name
+            for name, task in list(self.tasks.items())
+            if isinstance(task, JobTask) and name not in exported
+        ]
+        for name in dropped:
+            del self.tasks[name]
+        for name in exported:
+            self.tasks[name]
+        return dropped
+
+    @property
+    def failures(self) -> Failures:
+        """What failed, kept on the broker: to be listed, counted, replayed and discarded.
+
+        Raises:
+            UnsupportedByBrokerError: the broker is not Redis.
+            BrokerUnavailableError: it does not answer.
+        """
+        with unavailable():
+            client, keys = self._broker.connected()
+        return Failures(client, global_keyprefix=keys.global_keyprefix)
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Counts how often a job was delivered again."""
+        return Deliveries(self._broker, self.runtime.settings.max_deliveries)
+
+    @property
+    def tick_ledger(self) -> TickLedger:
+        """What the workers know of `run_every_minute` and its like.
+
+        Raises:
+            UnsupportedByBrokerError: the broker is not Redis.
+            BrokerUnavailableError: it does not answer.
+        """
+        with unavailable():
+            return TickLedger(*self._broker.connected())
+
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.
 
@@ -160,6 +278,27 @@ class PostHogJobs(Celery):
             UnknownAppError, AppLoadError, AppDisabledError: the app cannot run.
         """
         return self.runtime.meta(app_id)
+
+    def doctor(self, *, timeout: float = 2.0) -> list[Finding]:
+        """Look at the broker and the workers, as `celery -A posthog_jobs jobs doctor` does.
+
+        Args:
+            timeout: seconds to wait for the workers' answers.
+
+        Returns:
+            What each check found; a check that cannot look finds that.
+        """
+
+        def store() -> RedisServer | None:
+            url = self.settings.redis_url
+            return None if url is None else RedisServer(partial(self._store_connection, url))
+
+        return Examination(self, broker=self._broker, store=store, timeout=timeout).findings()
+
+    def broker_with_timeout(self, seconds: float) -> RedisServer:
+        """Return the broker, with timeouts of its own to connect and for a reply."""
+        limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+        return RedisServer(partial(self.connection_for_write, transport_options=limits))
 
     def broker_warnings(self) -> list[str]:
         """Return what the broker is set up to lose, a sentence each; none for RabbitMQ."""
@@ -192,7 +331,9 @@ class PostHogJobs(Celery):
         """
         send = super().send_task
         delays = self._delays
-        with rabbitmq.names_are_free():
+        timeout = self.settings.enqueue_timeout
+        options.setdefault("retry_policy", self._retry_policy)
+        with rabbitmq.names_are_free(), sending(timeout):
             if not (countdown or eta) or not delays.are_native():
                 if countdown and not eta:
                     # as Celery does, without the detour over its time zones, which takes 0.1 ms
@@ -210,6 +351,16 @@ class PostHogJobs(Celery):
                 delays.forget()
                 return send(name, args, kwargs, countdown, None, *arguments, **options)
 
+    def connection_for_write(self, url: Any = None, *arguments: Any, **options: Any) -> Connection:
+        """Return a connection to send over, which waits for no answer longer than it shall."""
+        timeout = self.settings.enqueue_timeout
+        connection = super().connection_for_write(url, *arguments, **options)
+        if connection.transport_options.get(transport.OPTION):
+            for name in ("socket_timeout", "socket_connect_timeout"):
+                connection.transport_options.setdefault(name, timeout)
+            connection.connect_timeout = timeout  # which ends kombu's retries, too
+        return connection
+
     def check_delay(self, seconds: float) -> None:
         """Refuse a delay that the broker cannot hold.
 
@@ -223,6 +374,7 @@ class PostHogJobs(Celery):
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
+        censor(conf)
         # over Celery's defaults, under all that is configured
         conf.maps.insert(-1, {**DEFAULTS, **rabbitmq.defaults(conf)})
         return conf
@@ -232,11 +384,13 @@ class PostHogJobs(Celery):
             server = EmbeddedServer.of_user()
             server.start()
             url = self.conf.broker_url = server.url
-        scheme = _checked_scheme(url)
+        scheme = checked_scheme(url)
         given = options.get("transport_options") or {}
         if scheme in transport.ALIASES:
             # only connections of this app have the option, so only they get our transport
-            options["transport_options"] = {**given, transport.OPTION: True}
+            most = self.conf.get("posthog_jobs_max_failures")
+            limits = {} if most is None else {"max_failures": most}
+            options["transport_options"] = {**limits, **given, transport.OPTION: True}
         elif scheme in rabbitmq.TRANSPORTS:
             options["transport_options"] = rabbitmq.transport_options(self.conf, given)
         return super()._connection(url, **options)
@@ -249,44 +403,18 @@ class PostHogJobs(Celery):
 
     def _on_import_modules(self, **_: Any) -> None:
         """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""
-        for installation in self.runtime.installations:
-            for job_name in installation.definition.jobs:
-                self.tasks[task_name(installation.definition.name, job_name)]
+        self.register_jobs()
+
+    def _on_child(self, **_: Any) -> None:
+        """Let a pool's child take changes though no job comes to it."""
+        if self._runtime is not None and self._pid != os.getpid():
+            threading.Thread(
+                target=self._runtime.follow, name="posthog_jobs.follow", daemon=True
+            ).start()
 
     def _tear_down(self, **_: Any) -> None:
         if self._runtime is not None:
             self._runtime.tear_down()
-
-
-def _checked_scheme(url: str | list[str] | None) -> str:
-    """Return the scheme of the first broker URL.
-
-    Raises:
-        ConfigurationError: the URL is empty, or its scheme is of no broker.
-    """
-    if url == "":
-        raise ConfigurationError(
-            "broker_url is empty; set it to redis://… or amqp://…, or leave it out for the "
-            "embedded Redis"
-        )
-    scheme = rabbitmq.scheme(url)
-    if scheme and scheme not in TRANSPORT_ALIASES and "." not in scheme:
-        raise ConfigurationError(
-            f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, rediss://, "
-            "redis+socket://, sentinel:// or amqp://"
-        )
-    return scheme
-
-
-def _check_json_only(conf: Any) -> None:
-    for key in ("accept_content", "task_serializer"):
-        value = conf[key]
-        names = [value] if isinstance(value, str) else list(value)
-        if not set(names) <= {"json", "application/json"}:
-            raise ConfigurationError(
-                f"{key} is {value!r}, and posthog_jobs takes JSON alone, since other formats can "
-                f"name code to run; remove {key} from the configuration"
-            )
 
 
 def _configured() -> PostHogJobs:
@@ -294,9 +422,18 @@ def _configured() -> PostHogJobs:
     module = os.environ.get("CELERY_CONFIG_MODULE")
     if not module and Path("celeryconfig.py").is_file():
         module = "celeryconfig"
-        if "" not in sys.path:  # the apps that it names stand beside it
-            sys.path.insert(0, str(Path.cwd()))
+    if "" not in sys.path:  # installed apps may stand in this folder; Celery's own entry is for now
+        sys.path.insert(0 if module == "celeryconfig" else len(sys.path), str(Path.cwd()))
     return PostHogJobs(config_source=module)
 
+
+def _guard_logs(*, logger: Logger, **_: Any) -> None:
+    """Let Celery's handlers write no secret; it calls this once they are there."""
+    guard(logger)
+    guard(get_multiprocessing_logger())
+
+
+signals.after_setup_logger.connect(_guard_logs, weak=False)
+signals.after_setup_task_logger.connect(_guard_logs, weak=False)
 
 app: Final = _configured()

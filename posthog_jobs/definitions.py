@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
+from posthog_jobs.declaration import did_you_mean
 from posthog_jobs.errors import AppLoadError
+from posthog_jobs.job_options import checked_options
+from posthog_jobs.manifest import FILE, NO_MANIFEST
+from posthog_jobs.metric_kinds import check_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-logger = logging.getLogger(__name__)
+    from posthog_jobs.manifest import Manifest
+    from posthog_jobs.retries import Policy, RetryPolicy
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -37,12 +41,10 @@ HOOKS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
     }
 )
 
-#: The hooks that this version runs; an app that has another is loaded with a warning.
-RUN_HOOKS: Final = frozenset({"setup_plugin", "teardown_plugin", "process_event", "on_event"})
-
 _JOB_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _MARK: Final = "__posthog_job__"
 _MARKED: Final = "__posthog_jobs__"
+_OPTIONS: Final = "__posthog_job_options__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,9 @@ class JobFunction:
         takes_none: whether `fn(meta)` fits its signature.
         optional_payload: whether it is of the shape `fn(payload=…, meta=…)`, so that without
             a payload `meta` has to go by its name.
+        retry: how often it is run again when it raises `RetryError`.
+        time_limit: seconds that a run may take; None: any.
+        is_async: whether it is a coroutine function, which this package itself can cancel.
     """
 
     name: str
@@ -63,6 +68,9 @@ class JobFunction:
     takes_payload: bool
     takes_none: bool
     optional_payload: bool
+    retry: Policy
+    time_limit: float | None
+    is_async: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,26 +82,47 @@ class AppDefinition:
         source: the module or the path that it was loaded from.
         jobs: job name → function.
         hooks: Python's name of a hook → function.
+        manifest: what its `plugin.json` says; empty if it has none.
+        metrics: metric name → its kind, `sum`, `max` or `min`.
     """
 
     name: str
     source: str
     jobs: Mapping[str, JobFunction]
     hooks: Mapping[str, Function]
+    manifest: Manifest = NO_MANIFEST
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 @overload
 def job(function: F, /) -> F: ...
 @overload
-def job(*, name: str | None = None) -> Callable[[F], F]: ...
 def job(
-    function: Function | None = None, /, *, name: str | None = None
+    *,
+    name: str | None = None,
+    retry: RetryPolicy | Sequence[float] | int | None = None,
+    time_limit: float | None = None,
+) -> Callable[[F], F]: ...
+def job(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: object = None,
+    time_limit: object = None,
 ) -> Function | Callable[[Function], Function]:
     """Export a function as a job, as naming it in the app's `jobs` mapping does.
 
     Args:
         function: the job, `fn(payload, meta)` or `fn(meta)`, sync or async.
         name: its name if that is not the function's.
+        retry: what becomes of it when it raises `RetryError`: how often it is run again, after
+            5, 10, 20, 40 … s; a list of delays, in seconds; a `RetryPolicy`; or False for not
+            at all. Without it: 5 times.
+        time_limit: seconds that a run may take. An async one is then cancelled; for a sync one
+            the pool's child is replaced, which only the pool `prefork` can.
+
+    Both are checked when the app is loaded.
 
     Returns:
         The function, unchanged.
@@ -107,18 +136,22 @@ def job(
             raise AppLoadError(f"{function!r} has no name of its own; write @job(name='…')")
         namespace.setdefault(_MARKED, []).append((job_name, function))
         setattr(function, _MARK, job_name)
+        setattr(function, _OPTIONS, {"retry": retry, "time_limit": time_limit})
         return function
 
     return export if function is None else export(function)
 
 
-def define_app(name: str, source: str, namespace: dict[str, Any]) -> AppDefinition:
+def define_app(
+    name: str, source: str, namespace: dict[str, Any], manifest: Manifest = NO_MANIFEST
+) -> AppDefinition:
     """Read what a module exports and check all of it.
 
     Args:
         name: the app's name.
         source: what to call the code in messages.
         namespace: the variables of the app's module.
+        manifest: what its `plugin.json` says, if it has one.
 
     Returns:
         The app's definition.
@@ -135,18 +168,28 @@ def define_app(name: str, source: str, namespace: dict[str, Any]) -> AppDefiniti
             raise AppLoadError(f"{app} exports two jobs named {job_name!r}; rename one of them")
         jobs[job_name] = _job_function(app, job_name, function)
     hooks = dict(_hooks(app, namespace))
+    metrics = check_metrics(app, namespace.get("metrics", {}), _JOB_NAME)
     if not jobs and not hooks:
         raise AppLoadError(
             f"{app} exports neither jobs nor hooks, so it is no app; add `jobs = {{…}}` or a hook "
             f"such as process_event(event, meta)"
         )
+    for public in manifest.public_jobs:
+        if public not in jobs:
+            raise AppLoadError(
+                f"{app} exports no job {public!r}, which its {FILE} names under 'publicJobs'; "
+                f"{did_you_mean(public, jobs)}it exports: {', '.join(jobs) or 'none'}"
+            )
     # taken out, so that a module that is loaded again starts afresh; kept until here, so that
     # one that is refused is refused again
     namespace.pop(_MARKED, None)
-    for hook in hooks.keys() - RUN_HOOKS:
-        logger.warning("%s has the hook %s, which this version does not run yet", app, hook)
     return AppDefinition(
-        name=name, source=source, jobs=MappingProxyType(jobs), hooks=MappingProxyType(hooks)
+        name=name,
+        source=source,
+        jobs=MappingProxyType(jobs),
+        hooks=MappingProxyType(hooks),
+        manifest=manifest,
+        metrics=metrics,
     )
 
 
@@ -194,12 +237,22 @@ def _job_function(app: str, name: str, function: Function) -> JobFunction:
         and second.name == "meta"
         and second.kind is second.POSITIONAL_OR_KEYWORD
     )
+    options = checked_options(f"{app}: job {name!r}", **getattr(function, _OPTIONS, {}))
     return JobFunction(
         name=name,
         function=function,
         takes_payload=takes_payload,
         takes_none=takes_none,
         optional_payload=optional_payload,
+        is_async=_is_async(function),
+        retry=options.retry,
+        time_limit=options.time_limit,
+    )
+
+
+def _is_async(function: Function) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  # an object's own, which may be async
     )
 
 

@@ -147,6 +147,7 @@ class EmbeddedServer:
                 stderr=subprocess.DEVNULL,
                 cwd=self.home,
                 start_new_session=True,  # Ctrl-C in the terminal is for the worker
+                umask=0o077,  # the data is the user's alone, wherever it is moved
             )
         except OSError as error:
             raise EmbeddedServerError(f"{binary} cannot be started: {error}") from None
@@ -219,6 +220,11 @@ def _own(folder: Path) -> None:
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
         raise EmbeddedServerError(
             f"{folder} is no folder of this user; remove it, or set {HOME_VARIABLE} to another"
+        )
+    if state.st_mode & stat.S_IWOTH:
+        raise EmbeddedServerError(
+            f"{folder} can be written to by everybody, who may have put something in it; look "
+            f"what is there, and run chmod 700 {folder}, or set {HOME_VARIABLE} to another"
         )
     if stat.S_IMODE(state.st_mode) != 0o700:  # noqa: PLR2004
         folder.chmod(0o700)

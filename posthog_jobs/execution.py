@@ -6,18 +6,25 @@ import asyncio
 import contextlib
 import inspect
 import os
+import sys
 import threading
+from concurrent.futures import wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import AppExitError, PostHogJobsError
+from posthog_jobs.errors import AppExitError, JobTimeLimitError, PostHogJobsError
 from posthog_jobs.lane import unawaited
+from posthog_jobs.running import current_job
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from concurrent.futures import Future
 
     from posthog_jobs.lane import Pending
+    from posthog_jobs.running import RunningJob
 
+#: Seconds that a job which is cancelled at its time limit has to clean up.
+GRACE: Final = 5.0
 
 #: Whether the caller is a Celery task, so that an app that exits must not end the process.
 in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
@@ -34,8 +41,12 @@ class _LoopThread:
         self._thread: threading.Thread | None = None
         self._pid = 0
 
-    def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Await something on the loop and wait for it; stop it if the wait is interrupted."""
+    def run(self, awaitable: Awaitable[Any], limit: float | None = None) -> Any:
+        """Await something on the loop and wait for it; stop it if the wait is interrupted.
+
+        Raises:
+            JobTimeLimitError: it was not done within the limit, in seconds, and was cancelled.
+        """
         loop = self._started()
         if threading.current_thread() is self._thread:
             if inspect.iscoroutine(awaitable):
@@ -44,8 +55,12 @@ class _LoopThread:
                 "sync code that runs in the apps' event loop cannot wait for an async hook; call "
                 "it with `await asyncio.to_thread(…)`"
             )
-        future = asyncio.run_coroutine_threadsafe(_finish(awaitable), loop)
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_finish(awaitable, ended), loop)
         try:
+            # timed here: a coroutine that blocks the loop would block the loop's own timers too
+            if limit is not None and not wait([future], limit).done:
+                _cut_short(future, ended, limit)
             return future.result()
         finally:
             future.cancel()  # a no-op unless a time limit or a signal ended the wait
@@ -96,27 +111,92 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             a value that it stored) failed with.
         AppExitError: it called `sys.exit`, and this is a worker.
     """
+    return _call(None, None, function, args, kwargs)
+
+
+def run_job(
+    running: RunningJob,
+    limit: float | None,
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Call a job's function as `call` does, as the job that `meta.job` tells of.
+
+    Args:
+        running: the job.
+        limit: seconds after which an async one is cancelled; None: no limit.
+        function: the job's function.
+        args: its arguments.
+        kwargs: its named arguments.
+
+    Raises:
+        JobTimeLimitError: it was cancelled.
+        Exception: as `call`.
+    """
+    try:
+        _call(running, limit, function, args, kwargs)
+    except JobTimeLimitError as error:
+        raise JobTimeLimitError(
+            f"job {running.job_name!r} of app id {running.app_id!r} {error}"
+        ) from None
+
+
+def _call(
+    running: RunningJob | None,
+    limit: float | None,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    token = current_job.set(running)
     try:
         result = function(*args, **kwargs)
         if result is not None and inspect.isawaitable(result):
-            return _loop_thread.run(result)
+            return _loop_thread.run(result, limit)
     except SystemExit as error:
         # Elsewhere it may come from a signal handler of the program that this is; in a worker the
         # message would be delivered again, and end the next worker. Celery's own are subclasses.
-        if type(error) is not SystemExit or not in_worker.get():
+        if type(error) is not SystemExit or not in_worker.get() or _is_terminated():
             raise
         name = getattr(function, "__qualname__", repr(function))
         raise AppExitError(
             f"{name} called sys.exit({error.code!r}); return, or raise an exception, instead"
         ) from error
+    finally:
+        current_job.reset(token)
     return result
 
 
-async def _finish(awaitable: Awaitable[Any]) -> Any:
+def _is_terminated() -> bool:
+    """Tell whether this is a pool's child that was told to end, as at a hard time limit."""
+    billiard = sys.modules.get("billiard.common")  # which only Celery's prefork pool imports
+    return billiard is not None and bool(billiard.terminate_handler_fired())
+
+
+def _cut_short(future: Future[Any], ended: threading.Event, limit: float) -> None:
+    if not future.cancel():  # it has just ended by itself
+        return
+    outlook = "was cancelled"
+    if not ended.wait(GRACE):
+        outlook = (
+            f"did not end within {GRACE:g} s of being cancelled, so that it may still be running"
+        )
+    raise JobTimeLimitError(
+        f"ran longer than its time limit of {limit:g} s and {outlook}; raise @job(time_limit=…), "
+        "or split the job"
+    )
+
+
+async def _finish(awaitable: Awaitable[Any], ended: threading.Event) -> Any:
     calls: list[Pending[Any]] = []
     unawaited.set(calls)
-    result = await awaitable
-    for pending in calls:
-        if not pending.observed:
-            await pending
-    return result
+    try:
+        result = await awaitable
+        for pending in calls:
+            if not pending.observed:
+                await pending
+        return result
+    finally:
+        ended.set()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.durations import due_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from datetime import datetime
 
     from posthog_jobs.messages import Outbox
     from posthog_jobs.waiting import Steered
@@ -83,8 +83,8 @@ class JobHandle:
             NaiveDatetimeError, DueError: it is no usable time; nothing was changed.
             BrokerUnavailableError, UnsupportedByBrokerError: as `cancel`.
         """
-        due = due_at(at, now=datetime.now(UTC), call="reschedule")
         place, sender = self._place, self._outbox.sender
+        due = due_at(at, now=sender.now(), call="reschedule")
 
         def move() -> Steered:
             steered = sender.reschedule(place.id, due)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 import difflib
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from uuid import uuid4
 
 from posthog_jobs.durations import LAST_DUE, due_at, due_in
@@ -21,6 +20,7 @@ from posthog_jobs.payloads import check_payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from posthog_jobs.definitions import JobFunction
     from posthog_jobs.durations import Number
@@ -60,7 +60,7 @@ class JobCall:
             BrokerUnavailableError: nothing was enqueued. In a running event loop it is raised
                 where the handle is awaited.
         """
-        return self._send(datetime.now(UTC))
+        return self._send(self._origin.outbox.sender.now())
 
     def run_at(self, moment: datetime) -> JobHandle:
         """Run the job at a moment; now if that has passed.
@@ -77,7 +77,7 @@ class JobCall:
                 a job (DelayTooLongError; RabbitMQ alone has a limit).
             BrokerUnavailableError: as `run_now`.
         """
-        now = datetime.now(UTC)
+        now = self._origin.outbox.sender.now()
         due = due_at(moment, now=now)
         self._origin.outbox.sender.check_delay((due - now).total_seconds())
         return self._send(due, eta=due if due > now else None)
@@ -98,7 +98,7 @@ class JobCall:
             DelayTooLongError: the broker is RabbitMQ, which holds a job for 8.5 years at most.
             BrokerUnavailableError: as `run_now`.
         """
-        now = datetime.now(UTC)
+        now = self._origin.outbox.sender.now()
         due = due_in(number, unit, now=now)
         delay = (due - now).total_seconds()
         self._origin.outbox.sender.check_delay(delay)
@@ -126,7 +126,7 @@ class TriggerableJob:
         self,
         *payload: object,
         key: str | None = None,
-        if_waiting: str = "replace",
+        if_waiting: Literal["replace", "keep"] = "replace",
         **unknown: object,
     ) -> JobCall:
         """Take the job's payload: any JSON value, None too, or no argument for no payload.

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 #: What every key of ours begins with, behind kombu's `global_keyprefix`.
 PREFIX = "posthog_jobs:"
 
+#: The field of `Keys.apps` that is no app id; `lua/turn.lua` reads it.
+APPS_VERSION = ":version"
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -43,14 +46,67 @@ class Keys:
         return f"{self.prefix}waiting"
 
     @property
+    def keyed(self) -> str:
+        """Hash: partition and key → id that waits under it."""
+        return f"{self.prefix}keyed"
+
+    @property
     def leases(self) -> str:
         """Sorted set: owner of a lease → when it ends, in ms."""
         return f"{self.prefix}leases"
 
     @property
-    def unreadable(self) -> str:
-        """List of messages that are no JSON objects, kept for a person to look at."""
-        return f"{self.prefix}unreadable"
+    def failures(self) -> list[str]:
+        """KEYS[6-10] of the scripts about failed jobs, see `lua/failed_lib.lua`."""
+        names = ("failed", "failed_messages", "failed_at", "failed_parts", "failed_dropped")
+        return [f"{self.prefix}{name}" for name in names]
+
+    @property
+    def failed(self) -> str:
+        """Hash: id → why, and with what details, a job failed."""
+        return f"{self.prefix}failed"
+
+    @property
+    def failed_messages(self) -> str:
+        """Hash: id → queue and message of a failed job."""
+        return f"{self.prefix}failed_messages"
+
+    @property
+    def failed_at(self) -> str:
+        """Sorted set: id → when a job failed, in ms."""
+        return f"{self.prefix}failed_at"
+
+    @property
+    def failed_parts(self) -> str:
+        """Set of the partitions (app, job, reason and state) that failed jobs are in."""
+        return f"{self.prefix}failed_parts"
+
+    @property
+    def failed_dropped(self) -> str:
+        """How many failed jobs were let go, by age or because there were too many."""
+        return f"{self.prefix}failed_dropped"
+
+    def failed_part(self, partition: str) -> str:
+        """Sorted set: id → when it failed, in ms, of the failed jobs of a partition."""
+        return f"{self.prefix}failed:{partition}"
+
+    def deliveries(self, task_id: str) -> str:
+        """How often a job was started that had been delivered before."""
+        return f"{self.prefix}deliveries:{task_id}"
+
+    def sent(self, sender: str) -> str:
+        """What was taken last from a sender: its token, and what became of it; for a minute."""
+        return f"{self.prefix}sent:{sender}"
+
+    @property
+    def apps(self) -> str:
+        """Hash: app id → record of what is installed, and `APPS_VERSION` → the newest of theirs."""
+        return f"{self.prefix}apps"
+
+    @property
+    def unacked_index(self) -> str:
+        """Sorted set of stock kombu: delivery tag → when (s) a stock worker got the message."""
+        return f"{self.global_keyprefix}unacked_index"
 
     def due(self, partition: str) -> str:
         """Sorted set: id → due time, in ms, of what waits in a partition."""
@@ -68,6 +124,10 @@ class Keys:
         """List that sleeping workers wait on: of a queue and priority, or of the schedule."""
         return f"{self.prefix}wake" if queue is None else f"{self.prefix}wake:{self.queue(queue)}"
 
+    def export(self, app_id: str) -> tuple[str, str]:
+        """The buffer of what an installation exports: list of events, and hash of its state."""
+        return f"{self.prefix}export:{app_id}", f"{self.prefix}export_state:{app_id}"
+
     def cache(self, app_id: str, key: str) -> str:
         """One value or list of an installation's `meta.cache`."""
         return f"{self.prefix}cache:{app_id}:{key}"
@@ -75,3 +135,15 @@ class Keys:
     def storage(self, app_id: str) -> str:
         """Hash: key → value of an installation's `meta.storage`."""
         return f"{self.prefix}storage:{app_id}"
+
+    def metrics(self, app_id: str) -> str:
+        """Hash: kind and name of a metric → value, of an installation's `meta.metrics`."""
+        return f"{self.prefix}metrics:{app_id}"
+
+    def ticks(self, app_id: str) -> str:
+        """Hash: hook → boundary, in s, of the installation's tick that ended last."""
+        return f"{self.prefix}ticks:{app_id}"
+
+    def tick_lock(self, app_id: str, hook: str) -> str:
+        """Token of who runs an installation's `run_every_…`; expires unless it is renewed."""
+        return f"{self.prefix}tick:{app_id}:{hook}"

@@ -6,22 +6,29 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 import traceback
+from os.path import normpath
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from posthog_jobs.definitions import define_app
 from posthog_jobs.errors import AppLoadError
+from posthog_jobs.manifest import FILE, NO_MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from posthog_jobs.definitions import AppDefinition
 
-_MANIFEST: Final = "plugin.json"
+#: What the `main` of PostHog's own apps ends with.
+_JAVASCRIPT: Final = frozenset({".js", ".mjs", ".cjs", ".jsx", ".ts", ".tsx"})
+
+logger = logging.getLogger(__name__)
+
 _APP_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,199}\Z")
 
 _loaded: Final[dict[str, AppDefinition]] = {}
@@ -62,6 +69,11 @@ def load_app(source: str) -> AppDefinition:
         return _loaded[key]
 
 
+def resolved(source: str) -> str:
+    """Return a source as it reads in whichever folder a process runs: a path in full."""
+    return str(Path(source).expanduser().resolve()) if _is_path(source) else source
+
+
 def _is_path(source: str) -> bool:
     return source.endswith(".py") or source.startswith(("~", ".")) or "/" in source
 
@@ -78,20 +90,30 @@ def _load_module(name: str) -> AppDefinition:
         raise _import_failed(name, error) from error
     except (Exception, SystemExit) as error:
         raise _import_failed(name, error) from error
-    folder = Path(module.__file__).parent if _is_package(module) and module.__file__ else None
-    manifest = _manifest(folder) if folder else {}
-    return define_app(_app_name(manifest, name.rpartition(".")[2], name), name, vars(module))
+    manifest = NO_MANIFEST
+    if module.__file__:
+        file = Path(module.__file__)
+        manifest = _manifest(file.parent) if _is_package(module) else _manifest_of(file)
+    app_name = _app_name(manifest, name.rpartition(".")[2], name)
+    return define_app(app_name, name, vars(module), manifest)
 
 
 def _load_path(source: str, path: Path) -> AppDefinition:
     if not path.exists():
         raise AppLoadError(f"there is no file or folder {source!r}; check the path")
-    manifest = _manifest(path) if path.is_dir() else {}
-    main = path / manifest.get("main", "__init__.py") if path.is_dir() else path
+    manifest = _manifest(path) if path.is_dir() else _manifest_of(path)
+    main = path
+    if path.is_dir():
+        main = path / ("__init__.py" if manifest.main is None else manifest.main)
+    if main.suffix in _JAVASCRIPT:
+        raise AppLoadError(
+            f'{str(main)!r} is no Python file; port the app, and name its Python file as "main" in '
+            f"its {FILE}"
+        )
     if not main.is_file() or path.resolve() not in (main.resolve(), *main.resolve().parents):
         raise AppLoadError(
             f"folder {source!r} has no file {main.name!r}; add it, or name the app's Python file "
-            f'as "main" in its {_MANIFEST}'
+            f'as "main" in its {FILE}'
         )
     module_name = (
         f"posthog_jobs_app_{hashlib.sha256(str(main.resolve()).encode()).hexdigest()[:16]}"
@@ -107,7 +129,8 @@ def _load_path(source: str, path: Path) -> AppDefinition:
         spec.loader.exec_module(module)
         # a folder's dots are part of its name, and "." is named by where it is
         fallback = (path.name or path.resolve().name) if path.is_dir() else path.stem
-        return define_app(_app_name(manifest, fallback, source), source, vars(module))
+        app_name = _app_name(manifest, fallback, source)
+        return define_app(app_name, source, vars(module), manifest)
     except AppLoadError:
         del sys.modules[module_name]
         raise
@@ -116,29 +139,45 @@ def _load_path(source: str, path: Path) -> AppDefinition:
         raise _import_failed(source, error) from error
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    file = folder / _MANIFEST
-    if not file.is_file():
-        return {}
+def _manifest(folder: Path) -> Manifest:
+    """Return what the plugin.json of an app's folder says."""
+    file = folder / FILE
+    return Manifest.parse(_read(file), str(file)) if file.is_file() else NO_MANIFEST
+
+
+def _manifest_of(module: Path) -> Manifest:
+    """Return what the plugin.json beside a module says, if it is that module's."""
+    file = module.parent / FILE
+    declared = _read(file) if file.is_file() else None
+    main = declared.get("main") if isinstance(declared, dict) else None
+    # not resolved, since in a file that may be anybody's it may be what no file can be called
+    if not isinstance(main, str) or normpath(module.parent / main) != normpath(module):
+        if isinstance(main, str) and Path(main).suffix in _JAVASCRIPT:
+            logger.warning(
+                '%s is not read for %s: its "main" is %r; if it is this app\'s, make that %r',
+                file,
+                module,
+                main,
+                module.name,
+            )
+        return NO_MANIFEST
+    return Manifest.parse(declared, str(file))
+
+
+def _read(file: Path) -> object:
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise AppLoadError(f"{file} cannot be read as JSON: {error}") from None
-    if not isinstance(manifest, dict):
-        raise AppLoadError(f'{file} holds no JSON object; write {{"name": "…"}}')
-    for field in ("name", "main"):
-        if field in manifest and not isinstance(manifest[field], str):
-            raise AppLoadError(f"{file}: {field!r} is no string; make it one")
-    return manifest
 
 
-def _app_name(manifest: dict[str, Any], fallback: str, source: str) -> str:
-    written = manifest.get("name", fallback)
+def _app_name(manifest: Manifest, fallback: str, source: str) -> str:
+    written = fallback if manifest.name is None else manifest.name
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", written.strip())
     if not _APP_NAME.match(name):
         raise AppLoadError(
             f"{source}: {written!r} gives no app name for tasks; rename the file, or set "
-            f'"name" in its {_MANIFEST}, starting with a letter, up to 200 characters'
+            f'"name" in its {FILE}, starting with a letter, up to 200 characters'
         )
     return name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class JobMessage:
     app_id: str
     app_name: str
     job_name: str
-    payload: Any
+    payload: Any = field(repr=False)
     payload_bytes: int
     due: datetime
     eta: datetime | None = None
@@ -58,6 +58,9 @@ class JobMessage:
 
 class Sender(Protocol):
     """What brings a job to the broker."""
+
+    def now(self) -> datetime:
+        """Return the present, in UTC, from which durations count."""
 
     def measure(self, payload: object) -> int:
         """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
@@ -72,6 +75,9 @@ class Sender(Protocol):
             The id that waits, or runs, now, and when it is due: the job's own, or those of the
             one that waited under its key and was kept.
         """
+
+    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
+        """Enqueue a checked event of this size; raise BrokerUnavailableError if that fails."""
 
     def cancel(self, task_id: str) -> Steered:
         """Take a job out of the schedule."""

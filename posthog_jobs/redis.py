@@ -25,8 +25,16 @@ T = TypeVar("T")
 
 _NO_LIMIT: Final = 2**31
 
+_TIMEOUT: Final = 5.0  # seconds to connect, and for a reply; a call here takes milliseconds
+
 #: How Redis' errors begin that mean: not this command for the value of this key.
-_WRONG_KIND: Final = ("WRONGTYPE", "value is not an integer", "increment or decrement")
+_WRONG_KIND: Final = (
+    "WRONGTYPE",
+    "value is not an integer",
+    "hash value is not",
+    "increment or decrement",
+    "increment would produce",
+)
 
 
 class RedisServer:
@@ -58,17 +66,29 @@ class RedisServer:
                         f"the broker is {connection.transport.driver_name}, which cannot do this; "
                         "Redis can"
                     )
+                # else kombu sleeps for 2 s before it tries once more, or the next of several URLs
+                connection.ensure_connection(max_retries=1, interval_start=0)
                 # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
                 channel = connection.channel()
                 pool = channel._get_pool()  # noqa: SLF001
+                # no job hangs with its server; what the operator set has precedence
+                for timeout in ("socket_timeout", "socket_connect_timeout"):
+                    if pool.connection_kwargs.get(timeout, _TIMEOUT) is None:
+                        pool.connection_kwargs[timeout] = _TIMEOUT
                 # kombu's limit of 10 is for its own channels: these are as many as threads call
                 pool.max_connections = _NO_LIMIT
                 self._keys = Keys(channel.global_keyprefix)
             self._client = Redis(connection_pool=pool)
         return self._client, self._keys
 
-    def call(self, function: Callable[[Redis, Keys], T]) -> T:
-        """Call a function with the client and the key names, for `meta.cache` or `meta.storage`.
+    def call(
+        self, function: Callable[[Redis, Keys], T], what: str = "meta.cache and meta.storage"
+    ) -> T:
+        """Call a function with the client and the key names.
+
+        Args:
+            function: what to call.
+            what: what needs Redis here, for messages.
 
         Raises:
             StoreUnavailableError: the server does not answer.
@@ -79,13 +99,11 @@ class RedisServer:
             return function(*self.connected())
         except UnsupportedByBrokerError as error:
             raise ConfigurationError(
-                f"meta.cache and meta.storage need Redis, and {error}; set posthog_jobs_redis_url"
+                f"{what} need Redis, and {error}; set posthog_jobs_redis_url"
             ) from None
         except exceptions.ResponseError as error:
             if str(error).startswith(_WRONG_KIND):
                 raise StoreValueError(f"the key holds a value of another kind: {error}") from None
             raise StoreUnavailableError(f"Redis refused the call: {error}") from error
         except (exceptions.RedisError, OperationalError, OSError) as error:
-            raise StoreUnavailableError(
-                f"Redis does not answer meta.cache and meta.storage: {error}"
-            ) from error
+            raise StoreUnavailableError(f"Redis does not answer {what}: {error}") from error

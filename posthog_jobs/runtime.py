@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
+import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from posthog_jobs.errors import UnknownAppError, UnknownJobError
+from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.events import check_event
 from posthog_jobs.execution import call
-from posthog_jobs.extensions.cache import Cache
-from posthog_jobs.extensions.logger import AppLogger
-from posthog_jobs.extensions.storage import Storage
-from posthog_jobs.hooks import on_event, process_event
+from posthog_jobs.exporter import Exporter, ExportSender
+from posthog_jobs.feed import INTERVAL, Feed
+from posthog_jobs.hooks import on_event, process_event, process_events
 from posthog_jobs.installations import Installations
-from posthog_jobs.jobs import Jobs, Origin
 from posthog_jobs.lane import Lane
 from posthog_jobs.lifecycle import Lifecycle
-from posthog_jobs.messages import ABSENT, Outbox
-from posthog_jobs.meta import Meta
+from posthog_jobs.messages import ABSENT, Outbox, Sender
+from posthog_jobs.metas import Metas
+from posthog_jobs.ready_job import BY_HAND, ReadyJob, call_of, check_call
+from posthog_jobs.shared_version import SharedVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from posthog_jobs.installations import Installation
-    from posthog_jobs.messages import Sender
+    from posthog_jobs.meta import Meta
     from posthog_jobs.redis import RedisServer
+    from posthog_jobs.running import Delivery
     from posthog_jobs.settings import Settings
+    from posthog_jobs.store import InstallationStore, Snapshot
 
 logger = logging.getLogger(__name__)
+
+
+class AppSender(Sender, ExportSender, Protocol):
+    """What brings all that apps cause to the broker."""
 
 
 class Runtime:
@@ -36,36 +46,146 @@ class Runtime:
 
     Attributes:
         settings: the settings that it was made from.
-        installations: who is installed.
+        metas: builds what apps are given, and reads what they have recorded.
         outbox: publishes.
+        server: where `meta.cache` and `meta.storage` live.
+        seen: the newest version of the store that the worker has seen, if this is one.
     """
 
-    __slots__ = ("_lifecycle", "_server", "_stores", "installations", "outbox", "settings")
+    __slots__ = (
+        "_exporter",
+        "_feed",
+        "_installations",
+        "_is_refreshing",
+        "_lifecycle",
+        "_listeners",
+        "_lock",
+        "_overruled",
+        "_pid",
+        "metas",
+        "outbox",
+        "seen",
+        "server",
+        "settings",
+    )
 
-    def __init__(self, settings: Settings, sender: Sender, server: RedisServer) -> None:
-        """Load the installed apps; one that cannot be loaded is logged and left out."""
+    def __init__(
+        self,
+        settings: Settings,
+        sender: AppSender,
+        server: RedisServer,
+        store: InstallationStore | None = None,
+    ) -> None:
+        """Load the apps of the configuration; one that cannot be loaded is logged and left out.
+
+        Args:
+            settings: what is configured.
+            sender: publishes.
+            server: where `meta.cache` and `meta.storage` live.
+            store: where more installations live; read when the first is asked for.
+        """
         self.settings: Final = settings
-        self.installations: Final = Installations(
+        self.seen: Final = SharedVersion()
+        self._installations: Final = Installations(
             settings.apps, default_team_id=settings.default_team_id
         )
-        for error in self.installations.broken.values():
-            logger.error("%s", error, exc_info=error.__cause__)
+        _log(self._installations.broken.values())
+        self._feed: Final = None if store is None else Feed(store, self.seen)
+        self._lock = threading.RLock()
+        self._is_refreshing = False
+        self._pid = os.getpid()
+        self._listeners: Final[list[tuple[int, Callable[[], object]]]] = []
+        self._overruled: Final[set[str]] = set()
         self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
-        self._stores: Final = Lane("posthog_jobs.store")
-        self._server: Final = server
-        self._lifecycle: Final = Lifecycle(self._meta)
+        self.server: Final = server
+        self.metas: Final = Metas(settings, server, self.outbox)
+        self._lifecycle: Final = Lifecycle(
+            self.metas.build, self._installations.is_current, self._export_rest
+        )
+        self._exporter: Final = Exporter(sender, server)
 
-    def meta(self, app_id: str) -> Meta:
+    @property
+    def installations(self) -> Installations:
+        """Who is installed, as of now."""
+        self.refresh()
+        return self._installations
+
+    def refresh(self, *, ask: bool = False) -> None:
+        """Take what operators have changed; without news that costs a comparison.
+
+        Args:
+            ask: ask the store, though it was asked just now.
+        """
+        feed = self._feed
+        if feed is None or not (
+            ask or feed.may_have_news() or self._installations.retry_at <= monotonic()
+        ):
+            return
+        if self._pid != os.getpid():  # the thread that held it in the parent is not here
+            self._lock, self._is_refreshing, self._pid = threading.RLock(), False, os.getpid()
+        changed = False
+
+        def take(snapshot: Snapshot) -> None:
+            nonlocal changed
+            changed = True
+            self._take(snapshot)
+
+        with self._lock:
+            if self._is_refreshing:  # code of an app, while it is imported here
+                return
+            self._is_refreshing = True
+            try:
+                if ask or feed.may_have_news():
+                    feed.follow(take, ask=ask)
+                if self._installations.retry_at <= monotonic():
+                    changed = True
+                    _log(self._installations.retry())
+            finally:
+                self._is_refreshing = False
+        if changed:
+            for pid, listener in self._listeners:
+                if pid == os.getpid():
+                    listener()
+
+    def on_change(self, listener: Callable[[], object]) -> None:
+        """Call something in this process, not in its forks, whenever installations have changed.
+
+        Args:
+            listener: called without arguments, after the change was taken, by the thread that
+                took it; it must neither block nor raise.
+        """
+        self._listeners.append((os.getpid(), listener))
+
+    def follow(self) -> None:
+        """Take changes as they come, for as long as the process lives; for a thread of its own."""
+        while True:
+            sleep(INTERVAL)
+            try:
+                self.refresh()
+            except Exception:
+                logger.exception("the installed apps could not be refreshed; that is tried again")
+
+    def meta(self, app_id: str, *, set_up: bool = False) -> Meta:
         """Return an installation's meta, to trigger its jobs from outside of its hooks.
+
+        Args:
+            app_id: which one.
+            set_up: whether its `setup_plugin` has to have run, as for its own code.
 
         Raises:
             UnknownAppError, AppLoadError, AppDisabledError: it cannot run.
+            AppSetupError: `setup_plugin` failed.
         """
-        return self._lifecycle.meta(self.installations.get(app_id), set_up=False)
+        return self._lifecycle.meta(self._get(app_id), set_up=set_up)
 
     def job(
-        self, app_name: str, job_name: str, app_id: str, payload: object = ABSENT
-    ) -> Callable[[], None]:
+        self,
+        app_name: str,
+        job_name: str,
+        app_id: str,
+        payload: object = ABSENT,
+        delivery: Delivery = BY_HAND,
+    ) -> ReadyJob:
         """Return what runs a job here and waits for its end, with its app set up.
 
         Args:
@@ -73,11 +193,16 @@ class Runtime:
             job_name: the name that it is exported under.
             app_id: the installation that shall run it.
             payload: its payload, or ABSENT.
+            delivery: what its message says of this run.
+
+        Returns:
+            What must be called, once: until it has ended, the app is not torn down.
 
         Raises:
             AppError, UnknownJobError: the app or the job is not there now.
+            PayloadRefusedError: its function does not take the payload any more, or needs one.
         """
-        installation = self.installations.get(app_id)
+        installation = self._get(app_id)
         definition = installation.definition
         if definition.name != app_name:
             raise UnknownAppError(
@@ -90,19 +215,49 @@ class Runtime:
                 f"app {app_name!r} (app id {app_id!r}) exports no job {job_name!r} any more; it "
                 f"exports: {', '.join(definition.jobs) or 'none'}"
             )
-        meta = self._lifecycle.meta(installation)
-        if payload is not ABSENT:
-            return partial(call, job.function, payload, meta)
-        if job.optional_payload:
-            return partial(call, job.function, meta=meta)
-        return partial(call, job.function, meta)
+        check_call(job, payload, app_id)
+        meta, release = self._lifecycle.hold(installation)
+        run = call_of(job, payload, meta, delivery)
+        return ReadyJob(job.retry, _releasing(run, release))
+
+    def hook(self, app_id: str, name: str) -> Callable[[], None] | None:
+        """Return what runs a hook that takes `meta` alone; None if the app has no such hook.
+
+        Calling it raises AppSetupError if the app cannot be set up now.
+
+        Raises:
+            AppError: the app is not there now.
+        """
+        installation = self._get(app_id)
+        function = installation.definition.hooks.get(name)
+        if function is None:
+            return None
+
+        def run() -> None:
+            with self._lifecycle.holding() as meta:
+                call(function, meta(installation))
+
+        return run
+
+    def pool_limit(self, app_id: str, job_name: str) -> float | None:
+        """Return the seconds after which the pool must end a job; None if it need not."""
+        try:
+            job = self._installations.get(app_id).definition.jobs.get(job_name)
+        except AppError:
+            return None
+        return None if job is None or job.is_async else job.time_limit
 
     def is_exported(self, app_name: str, job_name: str) -> bool:
         """Tell whether an installed app of this name exports a job of this name."""
-        return any(
-            installation.definition.name == app_name and job_name in installation.definition.jobs
-            for installation in self.installations
-        )
+        definition = self.installations.definition(app_name)
+        return definition is not None and job_name in definition.jobs
+
+    def app_name(self, app_id: str) -> str:
+        """Return the name of an installation's app; empty if it is not there, or disabled."""
+        try:
+            return self.installations.get(app_id).definition.name
+        except AppError:
+            return ""
 
     def process_event(self, event: object) -> dict[str, Any] | None:
         """Pass an event through the `process_event` hooks of its team, in this process.
@@ -115,7 +270,28 @@ class Runtime:
         """
         checked = check_event(event, default_team_id=self.settings.default_team_id)
         installations = self.installations.of_team(checked["team_id"])
-        return process_event(checked, installations, self._lifecycle.meta)
+        with self._lifecycle.holding() as meta:
+            return process_event(checked, installations, meta)
+
+    def process_events(self, events: Iterable[object]) -> list[dict[str, Any]]:
+        """Pass events through the hooks of their teams, in this process.
+
+        Returns:
+            The events that came out, team by team.
+
+        Raises:
+            EventError, PayloadError: one is no event; no hook has run.
+        """
+        teams: dict[int, list[dict[str, Any]]] = {}
+        for event in events:
+            checked = check_event(event, default_team_id=self.settings.default_team_id)
+            teams.setdefault(checked["team_id"], []).append(checked)
+        with self._lifecycle.holding() as meta:
+            return [
+                processed
+                for team_id, batch in teams.items()
+                for processed in process_events(batch, self.installations.of_team(team_id), meta)
+            ]
 
     def on_event(
         self,
@@ -123,30 +299,123 @@ class Runtime:
         retry: Callable[[Installation, Exception], None],
         app_id: str | None = None,
     ) -> None:
-        """Show a processed event to the `on_event` hooks of its team, or of one installation.
+        """Show a processed event to the hooks for it of its team, or of one installation.
 
         Raises:
             UnknownAppError, AppLoadError, AppDisabledError: that installation cannot run.
         """
         installations = (
-            self.installations.of_team(event["team_id"])
-            if app_id is None
-            else [self.installations.get(app_id)]
+            self.installations.of_team(event["team_id"]) if app_id is None else [self._get(app_id)]
         )
-        on_event(event, installations, self._lifecycle.meta, retry)
+        with self._lifecycle.holding() as meta:
+            on_event(event, installations, meta, retry)
+
+    def export(self, event: dict[str, Any]) -> None:
+        """Put a processed event into the buffers of those of its team that export it.
+
+        Raises:
+            BrokerUnavailableError: it is not in all of them, and cannot be sent.
+        """
+        self._exporter.add(event, self.installations.of_team(event["team_id"]))
+
+    def batch(self, app_id: str, events: list[dict[str, Any]]) -> Callable[[], None]:
+        """Return what runs an installation's `export_events` on a batch, with its app set up.
+
+        Returns:
+            What must be called, once: until it has ended, the app is not torn down.
+
+        Raises:
+            AppError, UnknownJobError: the app or the hook is not there now.
+        """
+        installation = self._get(app_id)
+        hook = installation.definition.hooks.get("export_events")
+        if hook is None:
+            raise UnknownJobError(
+                f"app {installation.definition.name!r} (app id {app_id!r}) has no hook "
+                "export_events any more; add it again, or discard the batch"
+            )
+        # a copy, since a retry sends the batch as it came
+        own = copy.deepcopy(events)
+        meta, release = self._lifecycle.hold(installation)
+        return _releasing(partial(call, hook, own, meta), release)
+
+    def flush_export(self, app_id: str, owner: str) -> None:
+        """Send what is full or due in an installation's buffer, whether it is there or not.
+
+        Args:
+            app_id: the installation's id.
+            owner: the id of this attempt; the same one when it is made again.
+
+        Raises:
+            StoreUnavailableError, BrokerUnavailableError: not now; nothing is lost.
+        """
+        try:
+            installation = self._get(app_id)
+        except AppError:
+            installation = None
+        self._exporter.flush(app_id, installation, owner)
+
+    def look_for_exports(self) -> None:
+        """Send the flush of each buffer whose own was lost.
+
+        Raises:
+            StoreUnavailableError, BrokerUnavailableError, ConfigurationError: not now.
+        """
+        self._exporter.look(self.installations)
 
     def tear_down(self) -> None:
-        """Run the `teardown_plugin` hooks of all that were set up in this process."""
+        """Export what this process has buffered; run `teardown_plugin` of all it has set up."""
+        self._exporter.drain_all(self.batch)
         self._lifecycle.tear_down()
 
-    def _meta(self, installation: Installation) -> Meta:
-        return Meta(
-            app_id=installation.id,
-            team_id=installation.team_id,
-            config=installation.config,
-            global_={},
-            cache=Cache(installation.id, self._server, self._stores),
-            storage=Storage(installation.id, self._server, self._stores),
-            jobs=Jobs(Origin(installation, self.outbox)),
-            logger=AppLogger(installation),
-        )
+    def _get(self, app_id: str) -> Installation:
+        try:
+            return self.installations.get(app_id)
+        except AppError:
+            if self.seen.value is not None:
+                raise
+        # nobody tells this process of changes: this one may be younger than the last question
+        self.refresh(ask=True)
+        return self._installations.get(app_id)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        before = self._installations.broken
+        for entry in snapshot.entries:
+            if (
+                self._installations.is_configured(entry.id)
+                and not entry.is_removed
+                and entry.id not in self._overruled
+            ):
+                self._overruled.add(entry.id)
+                logger.warning(
+                    "app id %r is in posthog_jobs_apps and in the store; the former counts. Take "
+                    "it out of one of them",
+                    entry.id,
+                )
+        for installation in self._installations.take(snapshot.entries):
+            self._lifecycle.retire(installation)
+        broken = self._installations.broken
+        _log(error for app_id, error in broken.items() if error is not before.get(app_id))
+
+    def _export_rest(self, installation: Installation, meta: Meta) -> None:
+        """Export what an installation has buffered with its old version, which is about to end."""
+        hook = installation.definition.hooks.get("export_events")
+        if hook is not None:
+            self._exporter.drain(
+                installation, lambda _, events: partial(call, hook, copy.deepcopy(events), meta)
+            )
+
+
+def _releasing(run: Callable[[], None], release: Callable[[], None]) -> Callable[[], None]:
+    def run_and_release() -> None:
+        try:
+            run()
+        finally:
+            release()
+
+    return run_and_release
+
+
+def _log(errors: Iterable[AppError]) -> None:
+    for error in errors:
+        logger.error("%s", error, exc_info=error.__cause__)

@@ -69,7 +69,9 @@ def unavailable() -> Iterator[None]:
         ) from error
 
 
-def _reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
+def reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method raise BrokerUnavailableError, as `unavailable` does."""
+
     @wraps(method)
     def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
         with unavailable():
@@ -108,13 +110,20 @@ class Schedule:
 
     # -- look -------------------------------------------------------------------------------
 
-    @_reaching_broker
+    @reaching_broker
     def get(self, task_id: str) -> WaitingJob | None:
         """The job that waits under this id, or None."""
         found = self._load([task_id])
         return found[0] if found else None
 
-    @_reaching_broker
+    @reaching_broker
+    def under_key(self, key: str, jobs: Sequence[tuple[str, str]]) -> Sequence[str | None]:
+        """The id, or None, that waits under a key for each pair of app id and task name."""
+        fields = [f"{partition_of(app_id, job)}{key}" for app_id, job in jobs]
+        found = self._client.hmget(self._keys.keyed, fields) if fields else []
+        return [None if task_id is None else task_id.decode() for task_id in found]
+
+    @reaching_broker
     def list(
         self,
         *,
@@ -141,7 +150,7 @@ class Schedule:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
         place = _parse_cursor(cursor)
-        until = None if before is None else _milliseconds(before, "before")
+        until = None if before is None else milliseconds(before, "before")
         partitions = self._partitions(app_id, job)
         rows = self._first(partitions, limit + 1, place)
         if until is not None:
@@ -152,7 +161,7 @@ class Schedule:
             cursor=_make_cursor(*page[-1]) if more and page else None,
         )
 
-    @_reaching_broker
+    @reaching_broker
     def count(
         self,
         *,
@@ -163,7 +172,7 @@ class Schedule:
         """How many wait; see `list` for the filters."""
         if app_id is None and job is None and before is None:
             return int(self._client.hlen(self._keys.waiting))
-        until = None if before is None else _milliseconds(before, "before")
+        until = None if before is None else milliseconds(before, "before")
         pipe = self._client.pipeline(transaction=False)
         for partition in self._partitions(app_id, job):
             if until is None:
@@ -172,12 +181,12 @@ class Schedule:
                 pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
         return sum(pipe.execute())
 
-    @_reaching_broker
+    @reaching_broker
     def forecast(self, *, app_id: str | None = None, job: str | None = None) -> Forecast:
         """How many come due in the next minute, hour, day, week, month, and later."""
         totals = [0] * (len(_PERIODS) + 1)
         periods = [len(_PERIODS), *_PERIODS.values()]
-        for some in _chunks(self._partitions(app_id, job), _PARTITIONS):
+        for some in chunks(self._partitions(app_id, job), _PARTITIONS):
             counts = self._run(scripts.FORECAST, *periods, *some)
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
         steps = [later - earlier for earlier, later in zip([0, *totals], totals, strict=False)]
@@ -186,7 +195,7 @@ class Schedule:
 
     # -- steer ------------------------------------------------------------------------------
 
-    @_reaching_broker
+    @reaching_broker
     def cancel(self, task_id: str) -> Steered:
         """Take a job out of the schedule: CANCELLED, PROMOTED or UNKNOWN.
 
@@ -198,7 +207,7 @@ class Schedule:
             self._revoke(task_id)
         return steered
 
-    @_reaching_broker
+    @reaching_broker
     def cancel_all(self, *, app_id: str, job: str | None = None) -> int:
         """Take all jobs of an app, or of one of its task names, out of the schedule.
 
@@ -210,17 +219,17 @@ class Schedule:
                 cancelled += taken
         return cancelled
 
-    @_reaching_broker
+    @reaching_broker
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job to another time: RESCHEDULED, QUEUED (`at` is past), PROMOTED or UNKNOWN.
 
         Raises:
             NaiveDatetimeError, DueError: `at` is no usable time; nothing was changed.
         """
-        due = _milliseconds(due_at(at, now=_EPOCH, call="reschedule"), "at")
+        due = milliseconds(due_at(at, now=_EPOCH, call="reschedule"), "at")
         return Steered(self._run(scripts.RESCHEDULE, task_id, due).decode())
 
-    @_reaching_broker
+    @reaching_broker
     def run_now(self, task_id: str) -> Steered:
         """Send a job to its queue before its time: QUEUED, PROMOTED or UNKNOWN."""
         return Steered(self._run(scripts.RESCHEDULE, task_id, 0).decode())
@@ -269,7 +278,7 @@ class Schedule:
     def _page(self, partitions: Sequence[str], limit: int, place: _Row) -> Sequence[_Rows]:
         due, own, task_id = place
         pages = []
-        for some in _chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
+        for some in chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
             where = [
                 "behind" if part < own else "within" if part == own else "from" for part in some
             ]
@@ -299,7 +308,7 @@ class Schedule:
                         id=task_id,
                         app_id=record.app_id,
                         job=record.job,
-                        due=_moment(int(due)),
+                        due=moment_of(int(due)),
                         key=record.key,
                         queue=record.queue,
                         raw=record.message,
@@ -327,12 +336,13 @@ class Schedule:
         return max(timedelta(), timedelta(milliseconds=late))
 
 
-def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Cut a sequence into parts of a size, the last of which may be shorter."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
 
 
-def _milliseconds(moment: datetime, name: str) -> int:
+def milliseconds(moment: datetime, name: str) -> int:
     """Milliseconds since the epoch, rounded up: nothing runs early."""
     if not isinstance(moment, datetime):
         raise DueError(f"{name} is of type {type(moment).__name__}; use an aware datetime")
@@ -344,7 +354,7 @@ def _milliseconds(moment: datetime, name: str) -> int:
     return -((_EPOCH - moment) // _MS)
 
 
-def _moment(milliseconds: int) -> datetime:
+def moment_of(milliseconds: int) -> datetime:
     """The reverse; a plain task's eta may lie past what a datetime in UTC can hold."""
     try:
         return _EPOCH + milliseconds * _MS

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from kombu.exceptions import KombuError
 from kombu.utils.json import JSONEncoder
 from redis.exceptions import RedisError
 
 from posthog_jobs.errors import BrokerUnavailableError, PayloadTooLargeError
+from posthog_jobs.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
 from posthog_jobs.messages import ABSENT
 from posthog_jobs.rabbitmq import REFUSALS
 from posthog_jobs.tasks import CAPTURE, describe, task_name
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.transport.sending import SendingTimeoutError, sending
 from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from celery import Celery
 
     from posthog_jobs.messages import JobMessage
     from posthog_jobs.schedule import Schedule
 
 _encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
+
+
+def measure(payload: object, largest: int) -> int:
+    """Return the size of a payload as JSON, in bytes.
+
+    Args:
+        payload: what shall travel, checked.
+        largest: the setting `posthog_jobs_max_payload_bytes`.
+
+    Raises:
+        PayloadTooLargeError: it is larger.
+    """
+    size = len(_encode(payload))
+    if size > largest:
+        raise PayloadTooLargeError(
+            f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
+            "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
+        )
+    return size
 
 
 class JobSender:
@@ -36,20 +57,17 @@ class JobSender:
         self._app: Final = app
         self._options: dict[str, Any] | None = None  # known once something has been sent
 
+    def now(self) -> datetime:
+        """Return the present, in UTC."""
+        return datetime.now(UTC)
+
     def measure(self, payload: object) -> int:
         """Return the size of a payload as JSON, in bytes.
 
         Raises:
             PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
         """
-        size = len(_encode(payload))
-        largest = self._app.runtime.settings.max_payload_bytes
-        if size > largest:
-            raise PayloadTooLargeError(
-                f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
-                "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
-            )
-        return size
+        return measure(payload, self._app.runtime.settings.max_payload_bytes)
 
     def check_delay(self, seconds: float) -> None:
         """Refuse a delay, in seconds, that the broker cannot hold.
@@ -113,21 +131,58 @@ class JobSender:
         """
         self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id=task_id)
 
+    def flush_export(self, app_id: str, delay: float) -> None:
+        """Have a worker flush an installation's buffer, and not at the time that was set before.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        options = {"task_id": str(uuid4()), "countdown": delay}
+        self._publish(FLUSH_EXPORT, (app_id,), describe(app_id, None), **options)
+
+    def export_events(
+        self,
+        app_id: str,
+        events: list[dict[str, Any]],
+        task_id: str,
+        *,
+        delay: float = 0,
+        retries: int = 0,
+    ) -> None:
+        """Have a worker export a batch, which has been tried so many times.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        argsrepr = describe(app_id, len(_encode(events)))
+        options = {"task_id": task_id, "countdown": delay, "retries": retries}
+        self._publish(EXPORT_EVENTS, (app_id, events), argsrepr, **options)
+
     def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
-        try:
-            self._app.tasks[name].apply_async(
-                args, argsrepr=argsrepr, **(self._options or {}), **options
-            )
-            if self._options is None:
-                # what the first one declared is there: to look each time takes a tenth of a publish
-                self._options = {"declare": ()} if self._needs_no_declaring() else {}
-        except (KombuError, RedisError, OSError, *REFUSALS) as error:
-            with self._app.connection_for_write() as connection:
-                url = connection.as_uri()  # with its password masked
-            raise BrokerUnavailableError(
-                f"the broker {url} did not take {name}: {error}; see that it runs, and that "
-                "broker_url is right"
-            ) from error
+        timeout = self._app.settings.enqueue_timeout
+        with sending(timeout) as message:
+            try:
+                self._app.tasks[name].apply_async(
+                    args, argsrepr=argsrepr, **(self._options or {}), **options
+                )
+                if self._options is None:
+                    # what the first one declared is there: to look takes a tenth of a publish
+                    self._options = {"declare": ()} if self._needs_no_declaring() else {}
+            except (KombuError, RedisError, OSError, SendingTimeoutError, *REFUSALS) as error:
+                with self._app.connection_for_write() as connection:
+                    url = connection.as_uri()  # with its password masked
+                    redis = connection.transport.driver_type == "redis"
+                outcome = "; nothing was enqueued"
+                if message.unanswered or not redis:
+                    outcome = (
+                        f"; whether it has {options['task_id']} is not known, since its answer was "
+                        "lost"
+                    )
+                raise BrokerUnavailableError(
+                    f"the broker {url} did not take {name} within {timeout:g} s: {error}{outcome}; "
+                    "see that it runs, and that broker_url is right",
+                    uncertain=message.unanswered or not redis,
+                ) from error
 
     def _needs_no_declaring(self) -> bool:
         """Tell whether all jobs go straight to Celery's default queue, on Redis."""

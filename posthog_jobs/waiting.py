@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from kombu.compression import decompress
+from posthog_jobs.transport.records import ERROR_HEADER, body_of
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -54,7 +53,22 @@ class WaitingJob:
     due: datetime
     key: str | None
     queue: str
-    raw: bytes
+    raw: bytes = field(repr=False)
+
+    @property
+    def attempt(self) -> int:
+        """Which run it waits for, from 1 on; those that `RetryError` asked for count."""
+        retries = self.message["headers"].get("retries")
+        return retries + 1 if isinstance(retries, int) else 1
+
+    @property
+    def last_error(self) -> str | None:
+        """Class and message of what the run before raised, up to 500 characters, if there was one.
+
+        It is the app's text, and may quote a payload.
+        """
+        error = self.message["headers"].get(ERROR_HEADER)
+        return error if isinstance(error, str) else None
 
     @property
     def message(self) -> dict[str, Any]:
@@ -65,13 +79,7 @@ class WaitingJob:
     @property
     def body(self) -> bytes:
         """The message's body as its serializer made it: args, kwargs and callbacks."""
-        message = self.message
-        body: str = message["body"]
-        if message["properties"].get("body_encoding") != "base64":
-            return body.encode()
-        decoded = base64.b64decode(body)
-        compression = message["headers"].get("compression")
-        return decompress(decoded, compression) if compression else decoded
+        return body_of(self.message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from pytest_celery import CeleryTestSetup
 
@@ -15,6 +16,12 @@ from tests.nodes import RedisProcess, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: On a busy machine Python is slow, and no example is at fault.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 ROOT = Path(__file__).resolve().parent.parent
 

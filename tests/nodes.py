@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _PDEATHSIG = 1
 
+#: What configures the example apps in `celeryconfig.py` begins so.
+_OF_EXAMPLES = ("TEAPOT_", "EXPORT_", "WEBHOOKS_", "BATCHES_", "STARS_")
+
 #: What a child process gets of this one's environment: nothing that configures Celery or us.
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(("CELERY_", "POSTHOG_JOBS_", "TEAPOT_", "EXPORT_"))
+    if not name.startswith(("CELERY_", "POSTHOG_JOBS_", *_OF_EXAMPLES))
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.definitions import define_app
@@ -15,7 +16,6 @@ from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from posthog_jobs.messages import JobMessage, Sender
 
@@ -25,7 +25,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sent: list[JobMessage] = []
+        self.captured: list[dict[str, Any]] = []
+        self.exported: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
     def measure(self, payload: object) -> int:
         size = len(repr(payload))
@@ -41,6 +46,30 @@ class Recorder:
             raise self.error
         self.sent.append(message)
         return message.id, message.due
+
+    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.captured.append(event)
+
+    def flush_export(self, app_id: str, delay: float) -> None:
+        self._note(("flush", app_id, delay))
+
+    def export_events(
+        self,
+        app_id: str,
+        events: list[dict[str, Any]],
+        task_id: str,
+        *,
+        delay: float = 0,
+        retries: int = 0,
+    ) -> None:
+        self._note(("export", app_id, events, delay, retries))
+
+    def _note(self, exported: tuple[Any, ...]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.exported.append(exported)
 
     def cancel(self, task_id: str) -> Steered:
         waits = any(message.id == task_id for message in self.sent)

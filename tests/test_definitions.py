@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import functools
-import logging
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from posthog_jobs import job
+from posthog_jobs import RetryPolicy, job
 from posthog_jobs.definitions import HOOKS, define_app
 from posthog_jobs.errors import AppLoadError
+from posthog_jobs.retries import NEVER, ON_RETRY_ERROR, RetryDelays
 
 if TYPE_CHECKING:
     from posthog_jobs.definitions import AppDefinition
@@ -166,18 +167,13 @@ def test_jobs_is_a_mapping(jobs: Any) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_both_spellings_of_a_hook(hook: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Hooks: Python's name and PostHog's are accepted as one; a hook not run yet is warned of."""
+def test_both_spellings_of_a_hook(hook: str) -> None:
+    """Hooks: Python's name and PostHog's are accepted as one."""
     spelling, parameters = HOOKS[hook]
     function = without_payload if len(parameters) == 1 else with_payload
 
     for name in (hook, spelling):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "posthog_jobs"):
-            definition = define(**{name: function})
-        assert definition.hooks == {hook: function}
-        runs = hook in {"setup_plugin", "teardown_plugin", "process_event", "on_event"}
-        assert ("does not run yet" in caplog.text) is not runs
+        assert define(**{name: function}).hooks == {hook: function}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -223,3 +219,73 @@ def test_a_definition_does_not_change() -> None:
     assert list(definition.jobs) == ["a"]
     with pytest.raises(TypeError):
         definition.jobs["b"] = definition.jobs["a"]  # type: ignore[index]
+
+
+OPTIONS = """
+@job(retry=3, time_limit=30)
+def few(meta): ...
+@job(retry=[5, 60.5, 3600])
+async def delays(meta): ...
+@job(retry=False, time_limit=0.5)
+def none(meta): ...
+@job(retry=policy)
+def policed(meta): ...
+@job
+def plain(meta): ...
+def mapped(meta): ...
+@job(retry=1)
+def named(meta): ...
+jobs = {"mapped": mapped, "renamed": named}
+"""
+
+
+def test_what_the_decorator_says_of_a_job() -> None:
+    """Export: `@job` sets a job's retries and its time limit; without it they are the usual."""
+    policy = RetryPolicy(first=1, retries=None, longest=9)
+    namespace: dict[str, Any] = {"job": job, "policy": policy}
+    exec(OPTIONS, namespace)
+    defined = define(**namespace).jobs
+
+    assert {name: each.retry for name, each in defined.items()} == {
+        "few": RetryPolicy(first=5, retries=3),
+        "delays": RetryDelays((5, 60.5, 3600)),
+        "none": NEVER,
+        "policed": policy,
+        "plain": ON_RETRY_ERROR,
+        "mapped": ON_RETRY_ERROR,
+        "named": RetryPolicy(first=5, retries=1),
+        "renamed": RetryPolicy(first=5, retries=1),
+    }
+    limits = {name: each.time_limit for name, each in defined.items() if each.time_limit}
+    assert limits == {"few": 30, "none": 0.5}
+    assert [name for name, each in defined.items() if each.is_async] == ["delays"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retry": -1}, "its retry has -1 retries; use a whole number, 0 or more"),
+        ({"retry": "often"}, "its retry is 'often'; use a number of retries, a list of delays"),
+        ({"retry": 1.5}, "its retry is 1.5; use a number of retries"),
+        ({"retry": [5, -1]}, "its retry has a delay of -1; use seconds, from 0 to 31,622,400"),
+        ({"retry": [True]}, "its retry has a delay of True; use seconds"),
+        ({"retry": [float("nan")]}, "its retry has a delay of nan; use seconds"),
+        ({"retry": RetryPolicy(first=math.inf)}, "its retry has first of inf; use seconds"),
+        ({"retry": RetryPolicy(longest=cast("Any", None))}, "its retry has longest of None"),
+        ({"retry": RetryPolicy(retries=cast("Any", "3"))}, "its retry has '3' retries"),
+        ({"time_limit": 0}, "has time_limit=0; use seconds above 0, up to 31,622,400"),
+        ({"time_limit": "30"}, "has time_limit='30'; use seconds"),
+        ({"time_limit": True}, "has time_limit=True; use seconds"),
+        ({"time_limit": math.nan}, "has time_limit=nan; use seconds"),
+        ({"time_limit": math.inf}, "has time_limit=inf; use seconds"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    """Bad input: a wrong retry or time limit is refused at load, with app, job and fix."""
+
+    @job(name="retryRequest", **options)
+    def function(meta: Any) -> None: ...
+
+    with pytest.raises(AppLoadError, match=rf"{APP}: job 'retryRequest'") as raised:
+        define(function=function)
+    assert message in str(raised.value)

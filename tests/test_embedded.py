@@ -185,7 +185,7 @@ def test_a_worker_starts_it_and_the_cli_stops_it(tmp_path: Path) -> None:
         code = "import posthog_jobs; posthog_jobs.capture({'event': 'x'})"
         sent = run(sys.executable, "-c", code)
         assert (sent.returncode, sent.stdout, sent.stderr) == (0, "", "")
-        poll("its run", lambda: "Task posthog_jobs.capture" in log.read_text())
+        poll("its run", lambda: "job=posthog_jobs.capture" in log.read_text())
     finally:
         worker.terminate()
         worker.wait(20)
@@ -197,3 +197,24 @@ def test_a_worker_starts_it_and_the_cli_stops_it(tmp_path: Path) -> None:
     assert stopped.stdout == f"Stopped the embedded Redis of {home}; its data stays there.\n"
     again = run(*celery, "jobs", "stop-embedded")
     assert (again.returncode, again.stdout) == (0, f"No embedded Redis is running in {home}.\n")
+
+
+def test_a_folder_that_everybody_can_write_to_is_refused(tmp_path: Path) -> None:
+    """Embedded: a folder in which anybody may have put something is not used, nor one by a link."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    for name, why in (("open", "chmod 700"), ("link", "no folder of this user")):
+        with pytest.raises(EmbeddedServerError, match=why):
+            EmbeddedServer(tmp_path / name).start()
+        assert list((tmp_path / name).iterdir()) == []
+
+
+def test_its_files_are_the_users_alone(server: EmbeddedServer) -> None:
+    """Embedded: the data on disk can be read by nobody else, also where it is moved to."""
+    server.start()
+    client(server).set("a", 1)
+    files = [path for path in (server.home / "appendonlydir").iterdir() if path.is_file()]
+    assert files
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)

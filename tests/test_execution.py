@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.errors import BrokerUnavailableError, PostHogJobsError
-from posthog_jobs.execution import call
+from posthog_jobs import execution
+from posthog_jobs.errors import BrokerUnavailableError, JobTimeLimitError, PostHogJobsError
+from posthog_jobs.execution import call, run_job
+from posthog_jobs.running import RunningJob, current_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,3 +213,90 @@ def test_a_fork_gets_a_loop_of_its_own() -> None:
         os._exit(0 if call(this_loop) != parents and run_in_thread(this_loop) is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert call(this_loop) == parents
+
+
+JOB = RunningJob(id="i", attempt=2, app_id="teapot-eu", team_id=1, job_name="brew", max_attempts=6)
+
+
+def test_the_running_job_is_known() -> None:
+    """meta.job: sync and async functions see the job that they are; hooks inside of it see none."""
+    seen: list[RunningJob | None] = []
+
+    def function() -> None:
+        seen.append(current_job.get())
+        call(hook)
+
+    def hook() -> None:
+        seen.append(current_job.get())
+
+    async def async_function() -> None:
+        await asyncio.create_task(asyncio.to_thread(function))
+
+    run_job(JOB, None, function)
+    run_job(JOB, None, async_function)
+
+    assert seen == [JOB, None] * 2
+    assert current_job.get() is None
+
+
+def test_an_async_job_over_its_limit() -> None:
+    """Time limit: an async job is cancelled, may clean up, and fails; the loop lives on."""
+    loop = call(this_loop)
+    cleaned_up: list[bool] = []
+
+    async def job() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up.append(True)
+
+    with pytest.raises(JobTimeLimitError) as raised:
+        run_job(JOB, 0.05, job)
+
+    assert "'brew' of app id 'teapot-eu' ran longer than its time" in str(raised.value)
+    assert "limit of 0.05 s and was cancelled" in str(raised.value)
+    assert cleaned_up == [True]
+    assert call(this_loop) == loop
+
+
+def test_a_job_within_its_limit() -> None:
+    """Time limit: a job that ends in time, and what it raises, are not changed by the limit."""
+    done: list[int] = []
+
+    async def job(number: int) -> None:
+        await asyncio.sleep(0)
+        done.append(number)
+        if number > 1:
+            raise TimeoutError("its own")
+
+    run_job(JOB, 10, job, 1)
+    with pytest.raises(TimeoutError, match="its own"):
+        run_job(JOB, 10, job, 2)
+    run_job(JOB, 0.001, done.append, 3)
+
+    assert done == [1, 2, 3]
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_job_that_does_not_end_when_cancelled(
+    monkeypatch: pytest.MonkeyPatch, *, blocks: bool
+) -> None:
+    """Time limit: a job that swallows its cancelling, or blocks the loop, holds up no worker."""
+    monkeypatch.setattr(execution, "GRACE", 0.05)
+    started, go_on = threading.Event(), threading.Event()
+
+    async def job() -> None:
+        started.set()
+        if blocks:
+            go_on.wait(10)
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.001)
+
+    with pytest.raises(JobTimeLimitError, match="so that it may still be running"):
+        run_job(JOB, 0.2, job)
+
+    assert started.is_set()
+    go_on.set()
+    assert run_in_thread(this_loop) is None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import AppSetupError, RetryError
-from posthog_jobs.hooks import on_event, process_event
+from posthog_jobs.hooks import on_event, process_event, process_events
 from tests.installed import build, install
 
 if TYPE_CHECKING:
@@ -196,3 +196,134 @@ def test_on_event_is_retried() -> None:
 
     assert retried == [("a", "not now"), ("b", "nor now"), ("c", "setup_plugin failed")]
     assert seen == ["d"]
+
+
+def named(name: str) -> Event:
+    return {"event": name, "properties": {"by": []}, "team_id": 1}
+
+
+def names(events: list[Event]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def test_a_batch_at_once() -> None:
+    """process_event_batch: gets all events where there is no process_event, and may reorder."""
+    seen: list[list[str]] = []
+
+    async def batch(events: list[Event], meta: Meta) -> list[Event]:
+        seen.append(names(events))
+        return [named("new"), *reversed(events[1:])]
+
+    installations = [
+        install("a", process_event=by("a")),
+        install("b", processEventBatch=batch),
+        install("c", process_event=by("c"), process_event_batch=lambda events, meta: []),
+    ]
+    mine = [named("1"), named("2"), named("3")]
+
+    results = process_events(mine, installations, build)
+
+    assert seen == [["1", "2", "3"]]
+    assert names(results) == ["new", "3", "2"]
+    assert [event["properties"]["by"] for event in results] == [["c"], ["a", "c"], ["a", "c"]]
+    assert mine == [named("1"), named("2"), named("3")]
+
+
+def test_a_batch_of_one() -> None:
+    """process_event_batch: one event goes through it alone; an empty list drops it."""
+    batch = install("a", process_event_batch=lambda events, meta: events[:1])
+    drops = install("b", process_event_batch=lambda events, meta: [])
+
+    assert process_event(event(), [batch], build) == event()
+    assert process_event(event(), [batch, drops, install("c", process_event=raises)], build) is None
+
+
+def test_a_batch_that_makes_two_of_one(caplog: pytest.LogCaptureFixture) -> None:
+    """process_event: of several events that a batch hook made, the first; the rest is told."""
+    doubles = install("a", process_event_batch=lambda events, meta: [*events, *events])
+
+    assert process_event(event(), [doubles], build) == event()
+    assert "made 2 events of 'sign up', of which process_event returns the first" in caplog.text
+    twins = process_events([event()], [doubles, install("b", process_event=by("b"))], build)
+    assert [twin["properties"]["by"] for twin in twins] == [["b"], ["b"]]
+
+
+def test_a_dropped_event_of_several() -> None:
+    """process_events: an event that process_event drops or fails on is its own affair."""
+
+    def picky(event: Event, meta: Meta) -> Event | None:
+        if event["event"] == "2":
+            raise ValueError("not this one")
+        return None if event["event"] == "1" else event
+
+    events = [named(str(number)) for number in range(4)]
+
+    assert names(process_events(events, [install(process_event=picky)], build)) == ["0", "2", "3"]
+    assert process_events([], [install(process_event=picky)], build) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (None, "returned NoneType; return a list of the events, an empty one"),
+        ({"event": "sign up"}, "returned dict; return a list"),
+        ([None], "returned a list with NoneType in it; leave out what is dropped"),
+        ([event(), {**event(), "team_id": 2}], "changed team_id from 1 to 2"),
+        ([{"team_id": 1}], "returned what is no event: the event has no name"),
+    ],
+)
+def test_a_batch_hook_that_fails(
+    result: object, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """process_event_batch: an error is recorded, and the chain goes on with the batch before it."""
+    installations = [
+        install("a", process_event=by("a")),
+        install("b", process_event_batch=lambda events, meta: events.clear() or result),
+        install("c", process_event_batch=raises),
+        install("d", process_event=by("d")),
+    ]
+
+    results = process_events([named("1"), named("2")], installations, build_but("e"))
+
+    assert [event["properties"]["by"] for event in results] == [["a", "d"], ["a", "d"]]
+    assert "process_event_batch of app id 'b' failed; 2 events go on as they were" in caplog.text
+    assert reason in caplog.text
+
+
+def test_a_batch_hook_that_is_not_set_up(caplog: pytest.LogCaptureFixture) -> None:
+    """process_event_batch: an app whose setup failed is skipped, with a warning."""
+    installations = [install("a", process_event_batch=lambda events, meta: [])]
+
+    assert process_events([event()], installations, build_but("a")) == [event()]
+    assert "1 events skip an app: setup_plugin failed" in caplog.text
+
+
+def test_a_snapshot_has_its_own_hook() -> None:
+    """on_snapshot: gets the events named $snapshot, on_event all others."""
+    seen: list[tuple[str, str]] = []
+    retried: list[str] = []
+
+    def note(hook: str) -> Any:
+        def hear(event: Event, meta: Meta) -> None:
+            seen.append((hook, event["event"]))
+            if meta.app_id == "later":
+                raise RetryError("not now")
+
+        return hear
+
+    installations = [
+        install("a", on_event=note("on_event"), onSnapshot=note("on_snapshot")),
+        install("none", on_event=note("on_event")),
+        install("later", on_event=lambda event, meta: None, on_snapshot=note("on_snapshot")),
+    ]
+
+    for name in ("$snapshot", "sign up"):
+        on_event(named(name), installations, build, lambda app, _: retried.append(app.id))
+
+    assert seen == [
+        ("on_snapshot", "$snapshot"),
+        ("on_snapshot", "$snapshot"),
+        ("on_event", "sign up"),
+        ("on_event", "sign up"),
+    ]
+    assert retried == ["later"]

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import (
+    AppConfigError,
     AppDisabledError,
     AppLoadError,
     ConfigurationError,
     UnknownAppError,
 )
 from posthog_jobs.installations import Installations
+from posthog_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,6 +128,23 @@ def test_a_broken_app_does_not_harm_the_others(teapot: str, broken: str) -> None
     assert isinstance(installations.broken["bad"].__cause__, RuntimeError)
     with pytest.raises(AppLoadError, match=r"^app id 'bad': importing .* RuntimeError: no config"):
         installations.get("bad")
+
+
+def test_a_config_that_its_schema_refuses(tmp_path: Path) -> None:
+    """A wrong config makes its app broken, and no other; a right one has its defaults."""
+    (tmp_path / "typed.py").write_text(JOB)
+    (tmp_path / "plugin.json").write_text(
+        '{"main": "typed.py", "config": [{"key": "url", "required": true}, {"key": "n", '
+        '"default": "5"}, {"key": "token", "secret": true}]}'
+    )
+    typed = str(tmp_path / "typed.py")
+    config = {"url": "u", "token": "a secret of one"}
+    installations = install({"bad": typed, "one": {"module": typed, "config": config}})
+
+    assert installations.get("one").config == {"url": "u", "n": "5", "token": "a secret of one"}
+    with pytest.raises(AppConfigError, match=r"^app id 'bad': config field 'url' is required"):
+        installations.get("bad")
+    assert redact("with a secret of one") == "with ********"
 
 
 def test_asking_for_a_broken_app_again_and_again(broken: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -195,7 +195,9 @@ def test_a_key_is_free_again(jobs: Jobs, schedule: Schedule, leave: str) -> None
 
 
 @pytest.mark.parametrize("if_waiting", ["replace", "keep"])
-def test_a_moved_job_keeps_its_key(jobs: Jobs, schedule: Schedule, if_waiting: str) -> None:
+def test_a_moved_job_keeps_its_key(
+    jobs: Jobs, schedule: Schedule, if_waiting: Literal["replace", "keep"]
+) -> None:
     """What was moved to another time still waits under its key."""
     first = jobs.record("first", key="k").run_at(NOON)
     first.reschedule(NOON + HOUR)
@@ -207,7 +209,9 @@ def test_a_moved_job_keeps_its_key(jobs: Jobs, schedule: Schedule, if_waiting: s
 
 
 @pytest.mark.parametrize("if_waiting", ["replace", "keep"])
-def test_threads_that_race(jobs: Jobs, schedule: Schedule, if_waiting: str) -> None:
+def test_threads_that_race(
+    jobs: Jobs, schedule: Schedule, if_waiting: Literal["replace", "keep"]
+) -> None:
     """20 threads that send under one key at once leave exactly one."""
     together = Barrier(20)
 

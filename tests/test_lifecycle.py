@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from posthog_jobs import lifecycle
-from posthog_jobs.errors import AppSetupError, RetryError
+from posthog_jobs.errors import AppSetupError, RetryError, StoreUnavailableError
 from posthog_jobs.lifecycle import Lifecycle
 from tests.installed import build, install
+from tests.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from posthog_jobs.installations import Installation
     from posthog_jobs.meta import Meta
 
 
@@ -159,6 +162,22 @@ def test_retry_error_means_later(clock: Clock, caplog: pytest.LogCaptureFixture)
     assert len(caplog.records) == 6
 
 
+def test_a_setup_without_its_store(clock: Clock) -> None:
+    """setup_plugin: a store that is away, for however long, does not mark the app failed."""
+    setup, runs = failing(*[StoreUnavailableError("away")] * 20)
+    life = Lifecycle(build)
+    installation = install(setup_plugin=setup)
+
+    for _ in range(20):
+        with pytest.raises(AppSetupError, match="it is run again in") as error:
+            life.meta(installation)
+        assert not error.value.final
+        clock.now += 60
+
+    assert life.meta(installation)
+    assert len(runs) == 21
+
+
 def test_a_setup_that_succeeds_later(clock: Clock) -> None:
     """setup_plugin: one that succeeds after all is not run again."""
     setup, runs = failing(RetryError())
@@ -170,6 +189,21 @@ def test_a_setup_that_succeeds_later(clock: Clock) -> None:
 
     assert life.meta(installation) is life.meta(installation)
     assert len(runs) == 2
+
+
+def test_a_setup_that_says_how_long_to_wait(clock: Clock) -> None:
+    """setup_plugin: RetryError(delay=…) takes the place of the next delay."""
+    setup, runs = failing(RetryError("not yet", delay=30), RetryError("not yet"))
+    life = Lifecycle(build)
+    installation = install(setup_plugin=setup)
+
+    for delay in (30, 10):
+        with pytest.raises(AppSetupError, match=f"it is run again in {delay} s"):
+            life.meta(installation)
+        clock.now += delay
+    life.meta(installation)
+
+    assert len(runs) == 3
 
 
 def test_any_other_error_is_final(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,3 +278,135 @@ def test_a_fork_is_a_process_of_its_own() -> None:
         life.meta(installation)
         os._exit(9 if torn_down else len(runs))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+
+
+def teardowns() -> tuple[Callable[[Meta], None], list[str]]:
+    # a teardown_plugin, and the app ids that it ran for
+    torn: list[str] = []
+    return lambda meta: torn.append(meta.app_id), torn
+
+
+def test_retired_while_it_is_used() -> None:
+    """teardown_plugin: of a changed installation, once, after all that runs with it has ended."""
+    teardown, torn = teardowns()
+    life = Lifecycle(build)
+    old = install(teardown_plugin=teardown)
+    _, release_first = life.hold(old)
+    with life.holding() as meta:
+        assert meta(old) is life.meta(old)
+        life.retire(old)
+        release_first()
+        assert torn == []
+    poll("teardown", lambda: torn)
+    life.retire(old)
+    life.tear_down()
+
+    assert torn == ["one"]
+
+
+def test_retired_while_nothing_uses_it() -> None:
+    """teardown_plugin: of a changed installation at once; of one that was not set up, never."""
+    teardown, torn = teardowns()
+    life = Lifecycle(build)
+    used, only_called = install(teardown_plugin=teardown), install("two", teardown_plugin=teardown)
+    life.meta(used)
+    life.meta(only_called, set_up=False)
+
+    life.retire(used)
+    life.retire(only_called)
+    life.tear_down()  # which waits for those that are under way
+
+    assert torn == ["one"]
+
+
+def test_a_new_version_waits_for_the_teardown_of_the_old() -> None:
+    """setup_plugin: of the new version after the old one's teardown, where nothing runs with it."""
+    order: list[str] = []
+    go_on = threading.Event()
+
+    def teardown_plugin(meta: Meta) -> None:
+        assert go_on.wait(10)
+        order.append("teardown")
+
+    life = Lifecycle(build)
+    old = install(teardown_plugin=teardown_plugin)
+    life.meta(old)
+    life.retire(old)
+    threading.Timer(0.1, go_on.set).start()
+
+    life.meta(install(version=2, setup_plugin=lambda meta: order.append("setup")))
+
+    assert order == ["teardown", "setup"]
+
+
+def test_a_late_use_of_what_was_replaced() -> None:
+    """A job that looked its installation up just before a change runs, and leaves nothing."""
+    teardown, torn = teardowns()
+    life = Lifecycle(build, is_current=lambda installation: installation.version == 2)
+    _, release = life.hold(install(teardown_plugin=teardown))
+    assert torn == []
+
+    release()
+
+    poll("teardown", lambda: torn)
+    assert life._known == {}
+
+
+def test_a_setup_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup_plugin: one that blocks holds up one job of its app, not every thread of the pool."""
+    monkeypatch.setattr(lifecycle, "PATIENCE", 0.05)
+    started, go_on = threading.Event(), threading.Event()
+
+    def setup_plugin(meta: Meta) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    life = Lifecycle(build)
+    installation = install(setup_plugin=setup_plugin)
+    thread = threading.Thread(target=life.meta, args=(installation,))
+    thread.start()
+    assert started.wait(10)
+
+    with pytest.raises(AppSetupError, match=r"still runs for another job after 0\.05 s"):
+        life.meta(installation)
+    assert life.meta(install("two")).app_id == "two"
+    go_on.set()
+    thread.join(10)
+    assert life.meta(installation).app_id == "one"
+
+
+def test_a_teardown_that_exits(caplog: pytest.LogCaptureFixture) -> None:
+    """teardown_plugin: one that calls sys.exit is logged, and ends nothing else."""
+
+    def teardown_plugin(meta: Meta) -> None:
+        sys.exit(3)
+
+    life = Lifecycle(build)
+    life.meta(old := install(teardown_plugin=teardown_plugin))
+
+    life.retire(old)
+
+    poll("the log", lambda: "called sys.exit(3)" in caplog.text)
+
+
+@pytest.mark.parametrize("hook", ["teardown_plugin", "export_events"])
+def test_what_comes_before_the_end(hook: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A changed app exports its rest before teardown_plugin, which runs though that fails."""
+    order: list[str] = []
+
+    def rest(installation: Installation, meta: Meta) -> None:
+        order.append(f"rest of {installation.id}")
+        raise ValueError("in the export")
+
+    life = Lifecycle(build, before_end=rest)
+    hooks: dict[str, Any] = {hook: lambda *_: order.append(hook)}
+    one, never = install(**hooks), install("never", **hooks)
+    life.meta(one)
+    life.meta(never, set_up=False)
+
+    life.retire(one)
+    life.retire(never)
+    life.tear_down()
+
+    assert order == ["rest of one", *(["teardown_plugin"] if hook == "teardown_plugin" else [])]
+    assert "what app id 'one' buffers stays there" in caplog.text

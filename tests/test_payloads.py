@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 
@@ -62,7 +62,6 @@ payloads = st.recursive(
 
 
 @given(payloads)
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_accepted_arrives_equal(payload: Any) -> None:
     """Payload: JSON's values and what kombu's JSON carries are equal on arrival."""
     check_payload(payload)

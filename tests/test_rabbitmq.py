@@ -354,6 +354,49 @@ def test_on_redis_nothing_of_it_applies(broker: dict[str, Any]) -> None:
     app.check_delay(LONGEST_DELAY + 1.0)
 
 
+def test_the_doctor_with_a_worker(jobs_app: PostHogJobs) -> None:
+    """Doctor: the limits of RabbitMQ, its worker and queues; and the Redis of meta.storage."""
+    found = {finding.check: finding for finding in jobs_app.doctor(timeout=1)}
+
+    assert "30 minutes unless" in found["consumer timeout"].detail
+    assert "268,435,455 s" in found["longest delay"].detail
+    queue = jobs_app.conf.task_default_queue
+    assert found["queues"].detail == (f"all consumed: {queue} (0 in it), {queue}-routed (0 in it)")
+    worst = {check: finding.verdict.value for check, finding in found.items()}
+    assert worst == {
+        **dict.fromkeys(
+            ("broker", "version", "longest delay", "workers", "apps", "versions", "queues"), "ok"
+        ),
+        "consumer timeout": "warn",
+        **dict.fromkeys(("store version", "store eviction", "store memory"), "ok"),
+        "store persistence": "fail",
+    }
+
+
+def test_the_doctor_without_a_worker(producer: PostHogJobs) -> None:
+    """Doctor: a queue that nobody consumes, or that is not there yet, with its messages."""
+    producer.meta_for("recorder").jobs.record(1).run_now()
+
+    found = {finding.check: finding for finding in producer.doctor(timeout=0.2)}
+
+    queue = producer.conf.task_default_queue
+    assert found["workers"].verdict.value == "fail"
+    assert found["queues"].verdict.value == "fail"
+    assert f"{queue} (1 in it" in found["queues"].detail
+    assert f"{queue}-routed (0 in it" in found["queues"].detail
+
+
+def test_the_doctor_finds_the_broker_away() -> None:
+    """Doctor: one failure, without the password."""
+    url = f"amqp://guest:hunter2@127.0.0.1:{free_port()}//"
+
+    (found,) = PostHogJobs(config_source={"broker_url": url}).doctor()
+
+    assert (found.check, found.verdict.value) == ("broker", "fail")
+    assert "refused" in found.detail
+    assert "hunter2" not in str(found)
+
+
 @pytest.mark.parametrize("delay", [0, 1])
 def test_a_broker_that_is_down_is_one_clear_error(delay: int) -> None:
     """Bad input: triggering a job without its broker raises an error that names it."""

@@ -15,7 +15,7 @@ from redis import Redis
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.keys import Keys
 from posthog_jobs.transport import scripts
-from posthog_jobs.transport.records import _take, partition_of
+from posthog_jobs.transport.records import partition_of, take
 from posthog_jobs.waiting import Steered
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
@@ -70,7 +70,7 @@ class Million:
         handle = jobs.record({"url": "http://x"}).run_in(1, "hour")
         rest: Any = self.client.hget(Keys().waiting, handle.id)
         for _ in ("queue", "partition", "key"):
-            _, rest = _take(rest)
+            _, rest = take(rest)
         handle.cancel()
         return bytes(rest)
 

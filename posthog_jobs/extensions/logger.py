@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from posthog_jobs.running import current_job, current_task_id
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 class AppLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs to `posthog_jobs.apps.<app name>`, with the app id before each message.
 
-    Records carry `app_id` and `team_id`, for formats and handlers that use them.
+    Records carry `app_id`, `team_id`, `job` and `task_id`, for formats and handlers that use
+    them; the last two are None where no job, and no task, runs.
     """
 
     def __init__(self, installation: Installation) -> None:
@@ -26,6 +29,12 @@ class AppLogger(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: object, kwargs: MutableMapping[str, Any]
     ) -> tuple[str, MutableMapping[str, Any]]:
-        """Put the app id before the message, and both ids into the record."""
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return f"[{kwargs['extra']['app_id']}] {msg}", kwargs
+        """Put the app id before the message, and into the record what speaks."""
+        job = current_job.get()
+        ours = {
+            **(self.extra or {}),
+            "job": job and job.job_name,
+            "task_id": current_task_id.get(),
+        }
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **ours}
+        return f"[{ours['app_id']}] {msg}", kwargs

@@ -21,6 +21,8 @@ from .line import Line
 from .message import Message
 from .outcome import Outcome, last_outcome
 from .qos import QoS
+from .reader import Reader
+from .sending import being_sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,8 @@ logger = get_logger("kombu.transport.redis")
 UNLIMITED: Final = 100
 #: Seconds that one tick of the event loop may deliver; pools that run jobs inline block it.
 DELIVERY_BUDGET: Final = 0.005
+#: How many values of a turn's reply precede the messages.
+REPLY_HEAD: Final = 4
 #: Seconds that a worker that was busy just now sleeps before it looks again without a call.
 SHORTEST_SLEEP: Final = 0.05
 
@@ -45,12 +49,14 @@ class DurableChannel(Base):
         visibility_timeout: length of the lease, in seconds.
         stock_visibility_timeout: age, in seconds, at which a message that a stock worker left in
             `unacked` is restored. Must not be below the stock workers' own visibility timeout.
+        max_failures: how many failed jobs are kept on the broker; the oldest go first.
     """
 
     Message = Message
     QoS = QoS
     visibility_timeout: float = 60
     stock_visibility_timeout: float = 3600
+    max_failures: int = 100_000
 
     _fetching = False
     _fetched_at = 0.0
@@ -65,8 +71,11 @@ class DurableChannel(Base):
         self._no_ack_queues: set[str] = set()
         self._layout: tuple[Any, ...] = ()
         self._head_at: float | None = None
+        if (message := being_sent()) is not None:
+            message.check()  # before one more attempt to connect
         super().__init__(*args, **kwargs)
         self.keys = Keys(self.global_keyprefix)
+        self.reader = Reader(self)
 
     # -- clients ----------------------------------------------------------------------------
 
@@ -95,7 +104,7 @@ class DurableChannel(Base):
             pool = self._get_pool()
             # kombu would close the Sentinel of the lease's pool with the channel, before its time
             self._sentinel_manager = manager
-            self._lease = Lease(pool, self.keys, self.visibility_timeout)
+            self._lease = Lease(pool, self.keys, self.visibility_timeout, self.max_failures)
             weakref.finalize(self, self._lease.close, ())
         return self._lease
 
@@ -110,23 +119,44 @@ class DurableChannel(Base):
         if due is not None and due <= time() * 1000 and records.KEY_HEADER not in headers:
             headers[records.DUE_HEADER], headers["eta"], due = due, None, None
         if due is None and records.KEY_HEADER not in headers:
+            if "task" in headers:
+                headers[records.SENT_HEADER] = int(time() * 1000)
             if batch is not None:
                 super()._put(queue, message, **kwargs)
                 batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
                 return
-            scripts.ENQUEUE(
-                self.line, [self.keys.queue(key), self.keys.wake(key)], [records.dumps(message)]
-            )
+            sent, who = self._sender()
+            keys = [self.keys.queue(key), self.keys.wake(key), *sent]
+            self._send(scripts.ENQUEUE, keys, [records.dumps(message), *who])
         else:
             keys, args = self._schedule_args(key, message, due or 0)
             if batch is not None:
                 batch.add("eval", *self._eval_args(scripts.SCHEDULE, keys, args))
             else:
-                status, name = scripts.SCHEDULE(self.line, keys, args)
+                sent, who = self._sender()
+                status, name = self._send(scripts.SCHEDULE, keys, [*args, *sent, *who])
                 last_outcome.set(Outcome(status.decode(), name.decode()))
         if queue in self._expires and batch is None:
             with self.conn_or_acquire() as client:
                 self._maybe_update_queues_expire(client, queue)
+
+    def _sender(self) -> tuple[list[str], list[str]]:
+        """The key and the arguments by which a script knows what it took before."""
+        message = being_sent()
+        if message is None:
+            return [], []
+        again = message.attempt()
+        return [self.keys.sent(message.sender)], [message.token, "1" if again else "0"]
+
+    def _send(self, script: scripts.Script, keys: list[str], args: list[Any]) -> Any:
+        """Run a script that takes a message, and note when its reply is lost."""
+        line = self.line
+        try:
+            return script(line, keys, args)
+        except BaseException:
+            if line.unanswered and (message := being_sent()) is not None:
+                message.unanswered = True
+            raise
 
     def _schedule_args(
         self, key: str, message: dict[str, Any], due: int
@@ -141,8 +171,8 @@ class DurableChannel(Base):
             records.identity(message),
             due,
             partition,
-            headers.get(records.KEY_HEADER, ""),
-            headers.get(records.IF_WAITING_HEADER, "replace"),
+            str(headers.get(records.KEY_HEADER, "")),
+            str(headers.get(records.IF_WAITING_HEADER, "replace")),
             records.pack(message),
         ]
 
@@ -221,10 +251,9 @@ class DurableChannel(Base):
     def _accept(self, reply: list[Any], names: list[str], room: int) -> None:
         """Take in the reply to a turn that asked for `room` messages."""
         lease = self.lease
-        if reply[1]:
-            lease.note(reply)
+        lease.note(reply)
         self._head_at = monotonic() + float(reply[0]) / 1000 if reply[0] else None
-        if len(reply) == 2:  # noqa: PLR2004 - the reply starts with two values
+        if len(reply) == REPLY_HEAD:
             if room:
                 self._hungry = False
             if self._head_at is not None:
@@ -233,7 +262,7 @@ class DurableChannel(Base):
         self._hungry, self._fetched_at = True, monotonic()
         group, used = len(names), set()
         tags = []
-        for at in range(2, len(reply), 3):
+        for at in range(REPLY_HEAD, len(reply), 3):
             name = names[(reply[at] - 7) % group]
             tag = reply[at + 1].decode()
             self._buffer.append((name, tag, reply[at + 2]))
@@ -257,8 +286,8 @@ class DurableChannel(Base):
             if callback is None:  # cancelled meanwhile
                 self.lease.put_back([tag], front=True)
                 continue
-            message = self._readable(tag, raw)
-            if message is not None and not self._postpone(name, tag, message):
+            message = self.reader.read(tag, raw, name)
+            if message is not None:
                 callback(message)
                 # In the solo pool the job has run by now, and the event loop holds its
                 # acknowledgement: it must not wait there for the jobs behind it.
@@ -272,37 +301,6 @@ class DurableChannel(Base):
             self._head_at = monotonic()
             self.connection.cycle.arm(self._head_at)
         return True
-
-    def _readable(self, tag: str, raw: bytes) -> dict[str, Any] | None:
-        try:
-            message: dict[str, Any] = records.loads(raw)
-            message["properties"]["delivery_tag"] = tag
-        except (ValueError, TypeError, KeyError):
-            logger.exception("Not a message, kept in %s: %r", self.keys.unreadable, raw[:1000])
-            self.line.execute_command("LPUSH", self.keys.unreadable, raw)
-            self.lease.ack(tag)
-            return None
-        return message
-
-    def _postpone(self, name: str, tag: str, message: dict[str, Any]) -> bool:
-        """Move a message that a stock producer queued before its time into the schedule.
-
-        One that is due loses its `eta`, or Celery would send it through a timer.
-        """
-        headers = message.get("headers")
-        if not headers or not headers.get("eta"):
-            return False
-        due = records.due_of(headers)
-        if due is None:
-            return False
-        if due > time() * 1000 and name not in self._no_ack_queues:
-            key = self._q_for_pri(name, self._get_message_priority(message, reverse=False))
-            keys, args = self._schedule_args(key, message, due)
-            scripts.SCHEDULE(self.line, [*keys, self.lease.inflight], [*args, tag])
-            self.lease.forget(tag)
-            return True
-        headers["eta"], headers[records.DUE_HEADER] = None, due
-        return False
 
     # -- kombu's poller ---------------------------------------------------------------------
 
@@ -383,19 +381,52 @@ class DurableChannel(Base):
         elif self._room():
             self.turn()
 
+    def _receive_one(self, c: Any) -> Any:
+        """Read a remote control command or an event; kombu would end with what is none."""
+        try:
+            return super()._receive_one(c)
+        except RecursionError:
+            logger.error(  # noqa: TRY400  # a traceback would have a thousand frames
+                "A message to all workers is left out: it nests too deep"
+            )
+            raise Empty from None
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
+        """Hand over a command or an event; Celery would start its remote control anew after others.
+
+        That loses commands.
+        """
+        try:
+            records.check_shape(message)
+            message["properties"].setdefault("delivery_tag", "")
+            if exchange.endswith(".pidbox"):
+                records.check_command(self.Message(message, channel=self))
+        except Exception as error:  # noqa: BLE001  # whoever sent it may have sent anything
+            logger.error(  # noqa: TRY400  # a traceback would say no more
+                "A message to all workers is left out: %s", type(error).__name__
+            )
+            raise Empty from None
+        return super()._deliver_fanout_message(message, exchange)
+
     # -- direct access and closing ----------------------------------------------------------
+
+    def lists_of(self, queue: str) -> list[str]:
+        """The keys of the lists that a queue is, the most urgent priority first."""
+        return [self.keys.queue(self._q_for_pri(queue, step)) for step in self.priority_steps]
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """Fetch one message of a queue, or None."""
-        queues = [self.keys.queue(self._q_for_pri(queue, step)) for step in self.priority_steps]
+        queues = self.lists_of(queue)
         args = self.lease.turn_args(1, [], group=1, fair=False, holds="n" if no_ack else "y")
         reply = scripts.TURN(self.line, [*self.keys.fixed, self.lease.inflight, *queues], args)
-        if len(reply) == 2:  # noqa: PLR2004 - the reply starts with two values
+        self.lease.note(reply)
+        if len(reply) == REPLY_HEAD:
             return None
-        tag = reply[3].decode()
+        _, raw_tag, body = reply[REPLY_HEAD:]
+        tag = raw_tag.decode()
         if not no_ack:
             self.lease.hold([tag])
-        raw = self._readable(tag, reply[4])
+        raw = self.reader.read(tag, body)
         if raw is None:
             return None
         message = self.Message(raw, channel=self)
@@ -424,6 +455,7 @@ class Channel(DurableChannel, kombu_redis.Channel):
     from_transport_options: tuple[str, ...] = (
         *kombu_redis.Channel.from_transport_options,
         "stock_visibility_timeout",
+        "max_failures",
     )
 
 
@@ -433,4 +465,5 @@ class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
     from_transport_options: tuple[str, ...] = (
         *kombu_redis.SentinelChannel.from_transport_options,
         "stock_visibility_timeout",
+        "max_failures",
     )

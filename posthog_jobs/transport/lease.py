@@ -18,14 +18,17 @@ from kombu.log import get_logger
 from redis.exceptions import RedisError
 
 from . import scripts
+from .dead_letters import DeadLetters
 from .line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from redis import ConnectionPool
 
     from posthog_jobs.keys import Keys
+
+    from .failure import Failure
 
 logger = get_logger("kombu.transport.redis")
 
@@ -44,6 +47,11 @@ class Lease:
         pool: connections of the lease's own.
         keys: the transport's key names.
         seconds: how long the messages of a dead worker stay with it.
+        max_failures: how many failed jobs are kept on the broker.
+
+    Attributes:
+        on_apps_version: called with the version of the installed apps, as each turn finds it.
+        on_promoted: called with how many messages a turn promoted, if it did.
     """
 
     def __init__(
@@ -51,15 +59,21 @@ class Lease:
         pool: ConnectionPool,
         keys: Keys,
         seconds: float,
+        max_failures: int,
     ) -> None:
         self.owner = uuid4().hex[:12]
         self.seconds = seconds
         self.inflight = keys.inflight(self.owner)
         self.lost = False
+        self.on_apps_version: Callable[[int], object] | None = None
+        self.on_promoted: Callable[[int], object] | None = None
         self._pool, self._line, self._keys = pool, Line(pool), keys
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._settling = threading.Lock()
         self._acks: list[str] = []
+        self._ended: list[str] = []
+        self._failures = DeadLetters(keys, self.inflight, max_failures)
         self._held: dict[str, None] = {}
         self._next = 1
         self._kept: set[str] | None = None  # a set once the channel is closed
@@ -93,10 +107,23 @@ class Lease:
         if not self._nudge.is_set():
             self._nudge.set()
 
+    def fail(self, tag: str, failure: Failure) -> None:
+        """Let a message go to the failed jobs; from any thread. Sent within 5 ms."""
+        self._failures.add(tag, failure)
+        self._nudge.set()
+
+    def end_count(self, task_id: str) -> None:
+        """Let go the count of how often a job was started; from any thread."""
+        with self._lock:
+            self._ended.append(self._keys.deliveries(task_id))
+        self._nudge.set()
+
     def forget(self, tag: str) -> None:
         """Note that a message is not in flight any more, by a script of its own."""
         with self._lock:
             self._held.pop(tag, None)
+            if self._kept is not None:
+                self._kept.discard(tag)
 
     def take_acks(self) -> list[str]:
         """Hand over what is to be acknowledged, to be sent with a turn."""
@@ -130,7 +157,11 @@ class Lease:
         ]
 
     def note(self, reply: list[Any]) -> None:
-        """Look at what a turn says of the lease."""
+        """Look at what a turn says of the lease, the installed apps, and the schedule."""
+        if self.on_apps_version is not None:
+            self.on_apps_version(reply[2])
+        if reply[3] and self.on_promoted is not None:
+            self.on_promoted(reply[3])
         if reply[1]:
             self.lost = True
             logger.warning(
@@ -169,8 +200,8 @@ class Lease:
             self._kept = set(keep)
         try:
             self._release()
-        except (RedisError, OSError):
-            logger.info("Redis is away: fetched jobs are put back when it returns", exc_info=True)
+        except (RedisError, OSError) as error:
+            logger.info("Fetched jobs are put back when Redis is there again (%s)", error)
         self._nudge.set()
 
     # -- the thread -------------------------------------------------------------------------
@@ -186,10 +217,11 @@ class Lease:
     def _release(self) -> None:
         self._flush()
         with self._lock:
-            kept = list(self._kept or ())
+            kept = [*(self._kept or ()), *self._failures.tags]
         while self._call_put_back("all", "front", "1", kept)[1]:
             pass
         self._released = True
+        self._settle()
 
     def _flush(self) -> None:
         acks = self.take_acks()
@@ -199,6 +231,16 @@ class Lease:
         except BaseException:
             self.give_back(acks)
             raise
+
+    def _settle(self) -> None:
+        """Bring the failed jobs to Redis, and let go the counts of jobs that ended."""
+        with self._settling:  # who closes the channel and the thread may both be at it
+            ended = self._ended[:1000]
+            if ended:
+                self._line.execute_command("DEL", *ended)
+                with self._lock:
+                    del self._ended[: len(ended)]
+            self._failures.send(self._line, self.forget)
 
     def _renew(self) -> None:
         acks = self.take_acks()
@@ -226,6 +268,8 @@ class Lease:
                     self._release()
                 if monotonic() - self._renewed >= renew_every:
                     self._renew()
+                # last: trouble with these must not let the lease end
+                self._settle()
             except (RedisError, OSError):
                 logger.debug("lease %s: will retry", self.owner, exc_info=True)
                 sleep(min(renew_every, 0.5))
@@ -234,6 +278,8 @@ class Lease:
 
     def _done(self) -> bool:
         if self._kept is None or not self._released or self._kept or self._acks:
+            return False
+        if self._failures.tags or self._ended:
             return False
         try:
             self._line.execute_command("ZREM", self._keys.leases, self.owner)

@@ -24,9 +24,12 @@ class Line:
 
     Args:
         pool: where the connection comes from; closing the pool closes it.
+
+    Attributes:
+        unanswered: whether the last command was sent and its reply was lost.
     """
 
-    __slots__ = ("_connection", "_lock", "_pid", "_used", "pool")
+    __slots__ = ("_connection", "_lock", "_pid", "_used", "pool", "unanswered")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self.pool = pool
@@ -34,20 +37,24 @@ class Line:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._used = 0.0
+        self.unanswered = False
 
     def execute_command(self, *command: Any) -> Any:
         """Send a command and return its reply, as bytes."""
         with self._lock:
+            self.unanswered = False
             connection = self._ready()
             try:
                 connection.send_command(*command)
+                self.unanswered = True
                 reply = connection.read_response()
             except ResponseError:  # an answer, too: the connection is whole
+                self.unanswered = False
                 raise
             except BaseException:  # a reply may still be under way
                 connection.disconnect()
                 raise
-            self._used = monotonic()
+            self._used, self.unanswered = monotonic(), False
             return reply
 
     def _ready(self) -> Any:

@@ -11,6 +11,8 @@ from kombu.transport import virtual
 if TYPE_CHECKING:
     from kombu.transport.virtual import Message
 
+    from .failure import Failure
+
 
 class QoS(kombu_redis.QoS):
     """Prefetch credit and acknowledgements.
@@ -26,6 +28,11 @@ class QoS(kombu_redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Let a message go for good; from any thread."""
         self.channel.lease.ack(delivery_tag)
+        self._quick_ack(delivery_tag)
+
+    def fail(self, delivery_tag: str, failure: Failure) -> None:
+        """Let a message go to the failed jobs; from any thread."""
+        self.channel.lease.fail(delivery_tag, failure)
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:

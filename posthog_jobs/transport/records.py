@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
+
+from .compression import inflate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +22,14 @@ APP_HEADER = "posthog_jobs_app"
 KEY_HEADER = "posthog_jobs_key"
 IF_WAITING_HEADER = "posthog_jobs_if_waiting"
 DUE_HEADER = "posthog_jobs_due"
+#: When a message that was due at once was sent, in ms, by its sender's clock.
+SENT_HEADER = "posthog_jobs_sent"
+#: What a job raised at its last attempt, and the key that it waited under before that.
+ERROR_HEADER = "posthog_jobs_error"
+KEPT_KEY_HEADER = "posthog_jobs_kept_key"
+
+#: More than any payload nests (`posthog_jobs.payloads`), with the lists and objects around it.
+MAX_DEPTH = 220
 
 #: Stand-ins for what most messages have in common; raw control characters cannot occur in JSON.
 #: Messages wait for years in this form: fragments may be added, but none may change or go.
@@ -58,14 +69,27 @@ def due_of(headers: Mapping[str, Any]) -> int | None:
 
 def partition_of(app_id: str, job: str) -> str:
     """The part of the schedule that a job of an app waits in; two netstrings."""
-    return f"{len(app_id.encode())}:{app_id}{len(job.encode())}:{job}"
+    return netstrings(app_id, job)
 
 
 def parse_partition(partition: str) -> tuple[str, str]:
     """The app id and the task name that a partition is for."""
-    app_id, rest = _take(partition.encode())
-    job, _ = _take(rest)
-    return app_id.decode(), job.decode()
+    app_id, job = parse_netstrings(partition)
+    return app_id, job
+
+
+def netstrings(*parts: str) -> str:
+    """Words joined so that they can be told apart, whatever they hold: `<bytes>:<word>…`."""
+    return "".join(f"{len(part.encode())}:{part}" for part in parts)
+
+
+def parse_netstrings(text: str) -> list[str]:
+    """The words that `netstrings` joined."""
+    rest, parts = text.encode(), []
+    while rest:
+        part, rest = take(rest)
+        parts.append(part.decode())
+    return parts
 
 
 def pack(message: dict[str, Any]) -> str:
@@ -109,7 +133,84 @@ def loads(raw: bytes) -> Any:
     return json.loads(raw)
 
 
-def _take(data: bytes) -> tuple[bytes, bytes]:
+def body_of(message: dict[str, Any]) -> bytes:
+    """The body of a message as its serializer made it: args, kwargs and callbacks."""
+    body: str = message["body"]
+    if message["properties"].get("body_encoding") != "base64":
+        return body.encode()
+    decoded = base64.b64decode(body)
+    compression = message["headers"].get("compression")
+    return inflate(decoded, compression) if compression else decoded
+
+
+def check_depth(raw: bytes, decoded: object) -> None:
+    """Refuse what is nested too deep: it could be decoded, but not be handed to a pool's process.
+
+    Args:
+        raw: the text of it.
+        decoded: what it says.
+
+    Raises:
+        ValueError: there are more than `MAX_DEPTH` lists and objects in each other.
+    """
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return
+    level = [decoded]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
+
+
+def check_shape(message: Any) -> None:
+    """Refuse what kombu could not even make a message of.
+
+    Raises:
+        TypeError: a part of the message is of the wrong type; it is named.
+    """
+    if not isinstance(message, dict):
+        raise TypeError(f"a message is a JSON object, not {type(message).__name__}")
+    properties = message.get("properties")
+    if not isinstance(properties, dict):
+        raise TypeError("the message has no properties")
+    for name, part in (
+        ("headers", message.get("headers")),
+        ("delivery_info", properties.get("delivery_info")),
+    ):
+        if part is not None and type(part) is not dict:
+            raise TypeError(f"the message's {name} is no object")
+    for name in ("body", "content-type", "content-encoding"):
+        text = message.get(name)
+        if text is not None and type(text) is not str:
+            raise TypeError(f"the message's {name} is no string")
+
+
+def check_command(message: Any) -> None:
+    """Refuse what Celery's remote control would stumble over.
+
+    Raises:
+        TypeError: a part of it is of the wrong type.
+        Exception: it cannot be decoded.
+    """
+    command = None if message.errors else message.decode()
+    if (
+        not isinstance(command, dict)
+        or not isinstance(command.get("method"), str)
+        or not isinstance(command.get("arguments"), dict | None)
+        or not isinstance(command.get("destination"), list | None)
+        or not isinstance(command.get("reply_to"), dict | None)
+    ):
+        raise TypeError("it is no command")
+
+
+def take(data: bytes) -> tuple[bytes, bytes]:
+    """The first netstring of some bytes, and what follows it."""
     size, _, rest = data.partition(b":")
     return rest[: int(size)], rest[int(size) :]
 
@@ -122,14 +223,14 @@ class Record:
     app_id: str
     job: str
     key: str | None
-    message: bytes
+    message: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, task_id: str, data: bytes) -> Record:
         """Read a value of the hash `waiting`; see `lua/schedule_lib.lua` for its shape."""
-        queue, data = _take(data)
-        partition, data = _take(data)
-        key, data = _take(data)
+        queue, data = take(data)
+        partition, data = take(data)
+        key, data = take(data)
         app_id, job = parse_partition(partition.decode())
         return cls(
             queue=queue.decode(),

@@ -16,6 +16,10 @@ class Request(request.Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._take_in()
+
+    def _take_in(self) -> None:
+        """Look at what has arrived; for subclasses, which need none of the arguments."""
         if not self._decoded:
             self._body = self._message.payload
             self._content_type = self._content_encoding = None

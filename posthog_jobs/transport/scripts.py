@@ -25,13 +25,13 @@ class Script:
 
     Args:
         name: its file in `lua/`, without the suffix.
-        standalone: whether it does without what `schedule_lib.lua` defines.
+        libraries: what goes in front of it, of the files there.
     """
 
     __slots__ = ("sha", "text")
 
-    def __init__(self, name: str, *, standalone: bool = False) -> None:
-        parts = [name] if standalone else ["schedule_lib", name]
+    def __init__(self, name: str, libraries: tuple[str, ...] = ("schedule_lib",)) -> None:
+        parts = (*libraries, name)
         self.text = "".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts)
         self.text = self.text.replace("--[[FRAGMENTS]]", _fragments())
         self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -55,8 +55,10 @@ def _escape(text: str) -> str:
     return "".join(char if char >= " " else f"\\{ord(char)}" for char in text)
 
 
-ENQUEUE: Final = Script("enqueue", standalone=True)
-WAKE: Final = Script("wake", standalone=True)
+ENQUEUE: Final = Script("enqueue", ())
+WAKE: Final = Script("wake", ())
+BUFFER_EXPORT: Final = Script("buffer_export", ())
+TAKE_EXPORT: Final = Script("take_export", ())
 SCHEDULE: Final = Script("schedule")
 TURN: Final = Script("turn")
 PUT_BACK: Final = Script("put_back")
@@ -65,3 +67,10 @@ CANCEL_SOME: Final = Script("cancel_some")
 RESCHEDULE: Final = Script("reschedule")
 PAGE: Final = Script("page")
 FORECAST: Final = Script("forecast")
+
+_FAILED = ("schedule_lib", "failed_lib")
+FAIL: Final = Script("fail", _FAILED)
+REPLAY: Final = Script("replay", _FAILED)
+DISCARD: Final = Script("discard", _FAILED)
+TRIM: Final = Script("trim", _FAILED)
+EXTREME: Final = Script("extreme", ())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from posthog_jobs import RetryError, job
 
 if TYPE_CHECKING:
-    from posthog_jobs import Meta
+    from posthog_jobs import Meta, PluginEvent
 
 
 def note(meta: Meta, what: str, **details: Any) -> None:
@@ -26,10 +26,10 @@ def setup_plugin(meta: Meta) -> None:
 
 
 def teardown_plugin(meta: Meta) -> None:
-    note(meta, "teardown_plugin")
+    note(meta, "teardown_plugin", config=dict(meta.config))
 
 
-def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any] | None:
+def process_event(event: PluginEvent, meta: Meta) -> PluginEvent | None:
     """Trigger the job that the event names, in the way that it names."""
     properties = event["properties"]
     if "trigger" in properties:
@@ -41,7 +41,7 @@ def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any] | None:
     return {**event, "properties": {**properties, "seen_by": meta.app_id}}
 
 
-async def on_event(event: dict[str, Any], meta: Meta) -> None:
+async def on_event(event: PluginEvent, meta: Meta) -> None:
     await asyncio.sleep(0)
     count = await meta.cache.incr(f"on_event {event['event']}")
     await meta.cache.lpush(

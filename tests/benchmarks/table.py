@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
 
 from tests.transport.processes import until
 
 from .bench import bench, rate
+
+if TYPE_CHECKING:
+    from .bench import Bench
 
 SOLO: Final = ("-P", "solo")
 PREFORK: Final = ("-P", "prefork", "-c", "2")
@@ -148,6 +153,47 @@ def broker_memory(ours: bool) -> float:
         return float(found.redis.info("memory")["used_memory"] - before) / 10_000
 
 
+#: What the benchmarks of installed apps install, and how many jobs each of them exports.
+INSTALLED, EXPORTED = 200, 5
+
+
+def with_apps(measure: Callable[[Bench], float]) -> Callable[[], tuple[float, float]]:
+    """Measure ours with many installed apps; beside it, for stock's, ours with none."""
+
+    def both() -> tuple[float, float]:
+        figures = []
+        for count in (INSTALLED, 0):
+            with bench(ours=True) as found, TemporaryDirectory(prefix="pj") as folder:
+                for number in range(count):
+                    jobs = "".join(f"@job\ndef job{n}(meta): ...\n" for n in range(EXPORTED))
+                    file = Path(folder, f"app{number}.py")
+                    file.write_text(f"from posthog_jobs import job\n{jobs}", "utf-8")
+                found.run(
+                    f"for n in range({count}):\n"
+                    f"    ours()[0].apps.install(f'{folder}/app{{n}}.py', id=f'app{{n}}')"
+                )
+                figures.append(measure(found))
+        return figures[0], figures[1]
+
+    return both
+
+
+def start_time(found: Bench) -> float:
+    """Seconds from the start of a worker to its first job."""
+    found.run("send('late', time.time())")
+    begun = time.monotonic()
+    found.worker(*SOLO)
+    until(lambda: found.redis.llen("late"), seconds=60)
+    return time.monotonic() - begun
+
+
+def drain_rate(found: Bench) -> float:
+    """Jobs per second of one solo worker."""
+    found.fill(12_000)
+    found.worker(*SOLO)
+    return rate(found, 12_000)
+
+
 BENCHMARKS: Final = {
     "drain-solo": Benchmark(unit="jobs/s", target="≥ 6 ×", measure=drain(SOLO, SOLO, count=12_000)),
     "drain-two-solo": Benchmark(
@@ -180,6 +226,12 @@ BENCHMARKS: Final = {
     "burst-5000": Benchmark(unit="s", target="≤ 2.5", measure=burst, rounds=1),
     "worker-memory": Benchmark(
         unit="bytes/job", target="0 (≤ 20)", measure=worker_memory, rounds=1
+    ),
+    "start-200-apps": Benchmark(
+        unit="s", target="≤ 3 more than with none", both=with_apps(start_time), rounds=3
+    ),
+    "drain-200-apps": Benchmark(
+        unit="jobs/s", target="as with none", both=with_apps(drain_rate), rounds=3
     ),
     "broker-memory": Benchmark(unit="bytes/job", target="≤ 1.1 ×", measure=broker_memory, rounds=1),
 }

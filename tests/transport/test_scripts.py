@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from posthog_jobs.keys import Keys
 from posthog_jobs.schedule import Schedule
 from posthog_jobs.transport import scripts
+from posthog_jobs.transport.channel import REPLY_HEAD
 from posthog_jobs.transport.records import pack, parse_partition, partition_of
 from posthog_jobs.waiting import Steered
 
@@ -95,7 +96,7 @@ class Broker(RuleBasedStateMachine):
         return reply
 
     def deliver(self, worker: Worker, reply: list[Any]) -> None:
-        for at in range(2, len(reply), 3):
+        for at in range(REPLY_HEAD, len(reply), 3):
             message = json.loads(reply[at + 2])
             name = message["headers"]["id"]
             assert message["headers"]["list"] == []
@@ -186,7 +187,8 @@ class Broker(RuleBasedStateMachine):
             del worker.held[tag]
             status, _ = self.call(
                 scripts.SCHEDULE, [self.keys.queue("other"), self.keys.inflight(worker.owner)],
-                name, due, partition_of("1", "t"), "", "replace", pack(self.message(name)), tag,
+                name, due, partition_of("1", "t"), "", "replace", pack(self.message(name)),
+                "", "", "", tag,
             )  # fmt: skip
             assert status in (b"scheduled", b"queued")
 
@@ -321,3 +323,17 @@ def test_any_order_for_long(site: Site) -> None:
             max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=CHECKS
         ),
     )
+
+
+def test_what_came_due_while_its_answer_was_lost_is_taken_once(site: Site) -> None:
+    """A message that the schedule took is known when it is sent again, though it is due by then."""
+    keys, sent = Keys(""), "posthog_jobs:sent:me"
+    fixed = [*keys.fixed, "celery"]
+    taken = [keys.prefix, "id", 1, "part", "", "replace", "{}", sent, "12", "0"]
+    scripts.SCHEDULE(site.redis, fixed, taken)
+    assert site.redis.llen("celery") == 1
+
+    for token, expected in (("12", 1), ("1", 2)):
+        again = ["celery", keys.wake("celery"), sent]
+        scripts.ENQUEUE(site.redis, again, ["{}", token, "1"])
+        assert site.redis.llen("celery") == expected

@@ -5,20 +5,31 @@
 --         its queue and found that it is not due
 -- ARGV[2] id    ARGV[3] due, ms    ARGV[4] partition    ARGV[5] key or ''
 -- ARGV[6] 'replace' or 'keep': what a key that waits already means
--- ARGV[7] message    ARGV[8] (with KEYS[7]) its tag in flight
+-- ARGV[7] message    ARGV[8] (optional) key of what was taken last from this sender, or ''
+-- ARGV[9] the sender's token for it    ARGV[10] '1' when it was sent before and the reply was lost
+-- ARGV[11] (with KEYS[7]) its tag in flight
 -- Reply   {what happened, id that waits now}: 'scheduled', 'replaced', 'kept', 'queued', or
 --         'lost' when the lease did not hold the message any more
 --
 -- Atomic, so that a message is in exactly one place and a key waits at most once. An id waits at
--- most once too, which makes a resend after a lost reply harmless.
+-- most once too. What is sent again after a lost reply is taken once, also when it is gone by now.
 local id, due, partition, key = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local now = now_ms()
-if KEYS[7] and redis.call('HDEL', KEYS[7], ARGV[8]) == 0 then return {'lost', id} end
+if KEYS[7] and redis.call('HDEL', KEYS[7], ARGV[11]) == 0 then return {'lost', id} end
+local sent = ARGV[8] or ''
+if sent ~= '' and ARGV[10] == '1' then
+  local status, known = string.match(redis.call('GET', sent) or '', '^' .. ARGV[9] .. ':(%l+):(.*)$')
+  if status then return {status, known} end
+end
+local function took(status, id)
+  if sent ~= '' then redis.call('SET', sent, ARGV[9] .. ':' .. status .. ':' .. id, 'PX', 60000) end
+  return {status, id}
+end
 local status = 'scheduled'
 if key ~= '' then
   local other = redis.call('HGET', KEYED, partition .. key)
   if other and other ~= id then
-    if ARGV[6] == 'keep' then return {'kept', other} end
+    if ARGV[6] == 'keep' then return took('kept', other) end
     remove(other)
     status = 'replaced'
   end
@@ -27,7 +38,7 @@ if due <= now then
   remove(id)
   redis.call('LPUSH', KEYS[6], message_of(ARGV[7], id, due > 0 and due or now))
   wake(':' .. KEYS[6])
-  return {status == 'replaced' and status or 'queued', id}
+  return took(status == 'replaced' and status or 'queued', id)
 end
 local record = #KEYS[6] .. ':' .. KEYS[6] .. #partition .. ':' .. partition .. #key .. ':' .. key .. ARGV[7]
 if redis.call('HSETNX', WAITING, id, record) == 0 then
@@ -38,4 +49,4 @@ redis.call('ZADD', PREFIX .. 'due:' .. partition, due, id)
 if key ~= '' then redis.call('HSET', KEYED, partition .. key, id) end
 redis.call('ZADD', HEADS, 'LT', due, partition)
 if due - now < HORIZON and redis.call('ZCOUNT', HEADS, '-inf', '(' .. ARGV[3]) == 0 then wake('') end
-return {status, id}
+return took(status, id)

@@ -76,7 +76,9 @@ end
 local function message_of(text, id, due)
   local ms = string.format('%.0f', due)
   text = string.gsub(text, '[\3-\8\14]', FRAGMENTS)
-  text = string.gsub(text, '[\1\2]', {['\1'] = id, ['\2'] = id .. '.' .. ms})
+  -- \1 stands for an id that JSON writes as it is, \2 in the place of any
+  local quoted = string.sub(cjson.encode(id), 2, -2)
+  text = string.gsub(text, '[\1\2]', {['\1'] = id, ['\2'] = quoted .. '.' .. ms})
   return (string.gsub(text, '"eta":null', '"eta":null,"posthog_jobs_due":' .. ms, 1))
 end
 

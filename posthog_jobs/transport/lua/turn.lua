@@ -10,7 +10,8 @@
 --         acknowledged, 'n' hands them over for good (no_ack)
 -- ARGV[11] '1' when this lease holds messages    ARGV[12...] tags to acknowledge
 -- Reply   {ms until the next one is due or '', whether the lease had been lost,
---         index into KEYS, tag, message, index, tag, message...}
+--         version of the installed apps, how many were promoted, index into KEYS, tag, message,
+--         index, tag, message...}
 --
 -- Atomic, so that a worker killed at any instruction has each message either in its queue or in
 -- flight, and so that due messages cannot be promoted twice. One call, because round trips are
@@ -36,9 +37,11 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 
   end
 end
 
-promote(tonumber(ARGV[6]), now)
+local promoted = promote(tonumber(ARGV[6]), now)
 
-local reply = {'', lost and 1 or 0}
+-- Read with the messages, so that none is run by what was installed before it was sent.
+local apps_version = tonumber(redis.call('HGET', PREFIX .. 'apps', ':version') or 0) or 0
+local reply = {'', lost and 1 or 0, apps_version, promoted}
 local group, fair, tag = tonumber(ARGV[8]), ARGV[9] == '1', tonumber(ARGV[5])
 local holds, records = ARGV[10], {}
 local function got(index, message)

@@ -1,19 +1,31 @@
-"""`celery -A posthog_jobs jobs …`. Celery imports this for every command, so it imports little."""
+"""`celery -A posthog_jobs jobs …`: what waits. Celery imports this for every command."""
 
 from __future__ import annotations
 
 import json
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from posthog_jobs.cli.doctor import doctor
+from posthog_jobs.cli.failed import discard, failed, replay
+from posthog_jobs.cli.output import (
+    CommandGroup,
+    app_of,
+    as_json,
+    duration,
+    fail,
+    moment_at,
+    print_fields,
+    print_json,
+    print_table,
+)
+
 if TYPE_CHECKING:
-    from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.waiting import Forecast, Steered, WaitingJob
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 in_ = click.option(
     "--in",
     "in_",
@@ -26,28 +38,17 @@ at = click.option(
 )
 
 
-class JobsGroup(click.Group):
-    """A group whose commands end with one line, and no traceback, for what an operator can mend."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; our own errors are its message and exit code 1."""
-        from posthog_jobs.errors import PostHogJobsError  # noqa: PLC0415  # keeps others light
-
-        try:
-            return super().invoke(ctx)
-        except click.ClickException:
-            raise
-        except PostHogJobsError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=JobsGroup)
+@click.group(cls=CommandGroup)
 def jobs() -> None:
-    """See, cancel and move the jobs that wait, and trigger new ones.
+    """See, cancel and move the jobs that wait, trigger new ones, and replay what failed.
 
     A job waits from the call that sends it until it is due. Commands that change a job exit with 0
     if it waited, and with 1 if it did not.
     """
+
+
+for command in (failed, replay, discard, doctor):
+    jobs.add_command(command)
 
 
 @jobs.command("list")
@@ -69,30 +70,32 @@ def list_(  # noqa: PLR0913  # one parameter an option
     as_json: bool,
 ) -> None:
     """List what waits, the first due first."""
-    page = _app(ctx).schedule.list(
+    page = app_of(ctx).schedule.list(
         app_id=app_id,
         job=job,
-        before=None if before is None else _moment(before, "--before"),
+        before=None if before is None else moment_at(before, "--before"),
         limit=limit,
         cursor=cursor,
     )
     if as_json:
-        _print_json({"jobs": [_described(waiting) for waiting in page.jobs], "cursor": page.cursor})
+        jobs = [_described(waiting, error_class_alone=True) for waiting in page.jobs]
+        print_json({"jobs": jobs, "cursor": page.cursor})
         return
     if not page.jobs:
         click.echo("Nothing waits.")
         return
     now = datetime.now(UTC)
-    _print_table(
-        ("ID", "APP", "JOB", "DUE (UTC)", "IN", "KEY"),
+    print_table(
+        ("ID", "APP", "JOB", "DUE (UTC)", "IN", "KEY", "ATTEMPT"),
         [
             (
                 waiting.id,
                 waiting.app_id or "-",
                 waiting.job.rpartition(".")[2] if waiting.app_id else waiting.job,
                 f"{waiting.due:%Y-%m-%d %H:%M:%S}",
-                _duration((waiting.due - now).total_seconds()),
+                duration((waiting.due - now).total_seconds()),
                 waiting.key or "-",
+                _attempt(waiting),
             )
             for waiting in page.jobs
         ],
@@ -107,20 +110,22 @@ def list_(  # noqa: PLR0913  # one parameter an option
 @click.pass_context
 def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
     """Show a job that waits, with its payload."""
-    waiting = _app(ctx).schedule.get(task_id)
+    waiting = app_of(ctx).schedule.get(task_id)
     if waiting is None:
-        _fail(f"No job waits under the id {task_id}: it was cancelled, has been due, or never was.")
+        fail(f"No job waits under the id {task_id}: it was cancelled, has been due, or never was.")
     described = _described(waiting)
-    if waiting.app_id:  # a job, so the body is JSON
-        _, *payload = json.loads(waiting.body)[0]
-        if payload:
-            described["payload"] = payload[0]
+    if waiting.app_id:  # a job
+        try:
+            _, *payload = json.loads(waiting.body)[0]
+        except Exception as error:  # noqa: BLE001  # whoever sent it may have sent anything
+            described["unreadable"] = type(error).__name__  # a worker will keep it as failed
+        else:
+            if payload:
+                described["payload"] = payload[0]
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
-    for name, value in described.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        click.echo(f"{name + ':':<9} {shown}")
+    print_fields(described, width=9)
 
 
 @jobs.command()
@@ -129,7 +134,7 @@ def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
 @click.pass_context
 def cancel(ctx: click.Context, *, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs that wait; one that has just left for its queue is revoked."""
-    schedule = _app(ctx).schedule
+    schedule = app_of(ctx).schedule
     outcomes = {task_id: schedule.cancel(task_id) for task_id in dict.fromkeys(task_ids)}
     _report(outcomes, as_json=as_json)
 
@@ -147,7 +152,7 @@ def reschedule(
     moment = _due(in_, at)
     if moment is None:
         raise click.UsageError("Say when: --in 5 minutes, or --at 2030-01-01T00:00Z.")
-    _report({task_id: _app(ctx).schedule.reschedule(task_id, moment)}, as_json=as_json)
+    _report({task_id: app_of(ctx).schedule.reschedule(task_id, moment)}, as_json=as_json)
 
 
 @jobs.command("run-now")
@@ -156,7 +161,7 @@ def reschedule(
 @click.pass_context
 def run_now(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
     """Run a job that waits before its time."""
-    _report({task_id: _app(ctx).schedule.run_now(task_id)}, as_json=as_json)
+    _report({task_id: app_of(ctx).schedule.run_now(task_id)}, as_json=as_json)
 
 
 @jobs.command()
@@ -166,10 +171,10 @@ def run_now(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
 @click.pass_context
 def forecast(ctx: click.Context, *, app_id: str | None, job: str | None, as_json: bool) -> None:
     """Show how many jobs come due when, and how late the first one is."""
-    coming = _app(ctx).schedule.forecast(app_id=app_id, job=job)
+    coming = app_of(ctx).schedule.forecast(app_id=app_id, job=job)
     counts = _counts(coming)
     if as_json:
-        _print_json({**counts, "late_seconds": coming.late.total_seconds()})
+        print_json({**counts, "late_seconds": coming.late.total_seconds()})
         return
     most = max(counts.values()) or 1
     for period, count in counts.items():
@@ -177,7 +182,7 @@ def forecast(ctx: click.Context, *, app_id: str | None, job: str | None, as_json
         bar = "█" * (-(-40 * count // most))
         click.echo(f"{label:<16} {count:>9,} {bar}".rstrip())
     if coming.late:
-        click.echo(f"The first is {_duration(coming.late.total_seconds())} late.")
+        click.echo(f"The first is {duration(coming.late.total_seconds())} late.")
 
 
 @jobs.command()
@@ -200,7 +205,11 @@ def run(  # noqa: PLR0913  # one parameter an option
     key: str | None,
     as_json: bool,
 ) -> None:
-    """Trigger the job JOB of the app id APP: now, or at a time."""
+    """Trigger the job JOB of the app id APP: now, or at a time.
+
+    The payload of a job that is under "publicJobs" in plugin.json is checked, and its defaults are
+    filled in.
+    """
     given = []
     if payload is not None:
         try:
@@ -208,10 +217,14 @@ def run(  # noqa: PLR0913  # one parameter an option
         except (ValueError, RecursionError) as error:
             raise click.BadParameter(f'{error}; quote it: --payload \'{{"url": "…"}}\'') from None
     moment = _due(in_, at)
-    call = _app(ctx).meta_for(app_id).jobs[job](*given, key=key)
+    app = app_of(ctx)
+    public = app.runtime.installations.get(app_id).definition.manifest.public_jobs.get(job)
+    if public is not None and public.payload is not None:
+        given = [public.check(given[0] if given else {})]
+    call = app.meta_for(app_id).jobs[job](*given, key=key)
     handle = call.run_now() if moment is None else call.run_at(moment)
     if as_json:
-        _print_json({"id": handle.id, "due": handle.due.isoformat()})
+        print_json({"id": handle.id, "due": handle.due.isoformat()})
     else:
         click.echo(f"{handle.id} is due {handle.due:%Y-%m-%d %H:%M:%S} UTC.")
 
@@ -231,20 +244,11 @@ def stop_embedded() -> None:
         click.echo(f"No embedded Redis is running in {server.home}.")
 
 
-def _app(ctx: click.Context) -> PostHogJobs:
-    from posthog_jobs.celery import PostHogJobs  # noqa: PLC0415  # keeps other commands light
-
-    app = getattr(ctx.obj, "app", None)
-    if not isinstance(app, PostHogJobs):
-        raise click.UsageError("Name the app: celery -A posthog_jobs jobs …")
-    return app
-
-
 def _due(in_: tuple[str, str] | None, at: str | None) -> datetime | None:
     if in_ is not None and at is not None:
         raise click.UsageError("--in and --at both say when; use one of them.")
     if at is not None:
-        return _moment(at, "--at")
+        return moment_at(at, "--at")
     if in_ is None:
         return None
     from posthog_jobs.durations import due_in  # noqa: PLC0415  # keeps other commands light
@@ -257,21 +261,7 @@ def _due(in_: tuple[str, str] | None, at: str | None) -> datetime | None:
     return due_in(int(amount) if amount.is_integer() else amount, unit, now=datetime.now(UTC))
 
 
-def _moment(text: str, option: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(
-            f"{option} {text}: no time; write it as 2030-01-01T00:00Z."
-        ) from None
-    if moment.utcoffset() is None:
-        raise click.UsageError(
-            f"{option} {text}: no time zone; add Z for UTC, or +02:00, to the time."
-        )
-    return moment
-
-
-def _described(waiting: WaitingJob) -> dict[str, Any]:
+def _described(waiting: WaitingJob, *, error_class_alone: bool = False) -> dict[str, Any]:
     return {
         "id": waiting.id,
         "app": waiting.app_id or None,
@@ -280,7 +270,19 @@ def _described(waiting: WaitingJob) -> dict[str, Any]:
         "due": waiting.due.isoformat(),
         "key": waiting.key,
         "queue": waiting.queue,
+        "attempt": waiting.attempt,
+        "error": _error_class(waiting) if error_class_alone else waiting.last_error,
     }
+
+
+def _attempt(waiting: WaitingJob) -> str:
+    error = _error_class(waiting)
+    return str(waiting.attempt) if error is None else f"{waiting.attempt}, after {error}"
+
+
+def _error_class(waiting: WaitingJob) -> str | None:
+    # the message may quote a payload
+    return None if waiting.last_error is None else waiting.last_error.partition(":")[0]
 
 
 def _counts(coming: Forecast) -> dict[str, int]:
@@ -301,32 +303,9 @@ _SENTENCES = {
 
 def _report(outcomes: dict[str, Steered], *, as_json: bool) -> None:
     if as_json:
-        _print_json({task_id: steered.value for task_id, steered in outcomes.items()})
+        print_json({task_id: steered.value for task_id, steered in outcomes.items()})
     else:
         for task_id, steered in outcomes.items():
             click.echo(f"{task_id}: {_SENTENCES[steered.value]}")
     if not all(steered.waited for steered in outcomes.values()):
         sys.exit(1)
-
-
-def _fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
-
-
-def _duration(seconds: float) -> str:
-    """Return a time span in its largest unit, for people."""
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if abs(seconds) >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import celery
 import pytest
 from celery.bin.base import CLIContext
+from celery.exceptions import Ignore
 from click.testing import CliRunner
 
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.cli import jobs as command
+from posthog_jobs.cli.jobs import jobs as command
+from posthog_jobs.errors import RetryError
+from posthog_jobs.retries import ON_RETRY_ERROR
 from tests.conftest import APPS, ROOT
 from tests.nodes import ENVIRONMENT, free_port, poll
 from tests.notes import wait_for
@@ -83,15 +86,15 @@ def test_list(idle_app: PostHogJobs, jobs: Jobs) -> None:
     done = run(idle_app, "list")
 
     head, *rows = (line.split() for line in done.out.splitlines())
-    assert head == ["ID", "APP", "JOB", "DUE", "(UTC)", "IN", "KEY"]
+    assert head == ["ID", "APP", "JOB", "DUE", "(UTC)", "IN", "KEY", "ATTEMPT"]
     assert [row[:3] for row in rows] == [
         [soon.id, "second", "slow"],
         [late.id, "recorder", "record"],
         ["plain", "-", "somebody.elses"],
     ]
-    assert rows[0][3:] == [*f"{soon.due:%Y-%m-%d %H:%M:%S}".split(), "1.5", "h", "user-42"]
+    assert rows[0][3:] == [*f"{soon.due:%Y-%m-%d %H:%M:%S}".split(), "1.5", "h", "user-42", "1"]
     assert rows[1][3:5] == ["2100-01-01", "12:00:00"]
-    assert rows[1][-2:] == ["d", "-"]
+    assert rows[1][-3:] == ["d", "-", "1"]
     assert (done.code, done.err) == (0, "")
 
 
@@ -116,6 +119,8 @@ def test_list_as_json(idle_app: PostHogJobs, jobs: Jobs) -> None:
                 "due": "2100-01-01T12:00:00+00:00",
                 "key": "é",
                 "queue": "celery",
+                "attempt": 1,
+                "error": None,
             },
             {
                 "id": "plain",
@@ -125,6 +130,8 @@ def test_list_as_json(idle_app: PostHogJobs, jobs: Jobs) -> None:
                 "due": "2100-01-02T12:00:00+00:00",
                 "key": None,
                 "queue": "celery",
+                "attempt": 1,
+                "error": None,
             },
         ],
         "cursor": None,
@@ -168,6 +175,8 @@ def test_show(idle_app: PostHogJobs, compression: str | None) -> None:
         "due:": "2100-01-01T12:00:00+00:00",
         "key:": "null",
         "queue:": "celery",
+        "attempt:": "1",
+        "error:": "null",
         "payload:": '{"url": "http://x/☃"}',
     }
     assert run(idle_app, "show", handle.id, "--json").json["payload"] == {"url": "http://x/☃"}
@@ -199,6 +208,27 @@ def test_show_of_what_does_not_wait(idle_app: PostHogJobs) -> None:
 
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("Error: No job waits under the id no-such-id: ")
+
+
+def test_a_job_that_waits_for_its_retry(idle_app: PostHogJobs) -> None:
+    """list, show: attempt and last error of a retry; what the error quotes is in show alone."""
+    task = idle_app.tasks["posthog_jobs.recorder.record"]
+    request = {"id": "again", "args": ["recorder", 1], "kwargs": {}, "argsrepr": "", "headers": {}}
+    task.push_request(**request, retries=1)
+    try:
+        with pytest.raises(Ignore):
+            task.again(RetryError("no route to http://x"), ON_RETRY_ERROR, 1, retries=2)
+    finally:
+        task.pop_request()
+
+    listed = run(idle_app, "list")
+    assert listed.out.splitlines()[1].endswith("  3, after RetryError")
+    assert "http://x" not in listed.out + run(idle_app, "list", "--json").out
+    shown = run(idle_app, "show", "again", "--json").json
+    assert (shown["attempt"], shown["error"]) == (3, "RetryError: no route to http://x")
+    waiting = idle_app.schedule.get("again")
+    assert waiting is not None
+    assert 8 < (waiting.due - datetime.now(UTC)).total_seconds() <= 10
 
 
 # -- cancel, reschedule, run-now --------------------------------------------------------------
@@ -330,6 +360,48 @@ def test_run(idle_app: PostHogJobs) -> None:
         run(idle_app, "run", "recorder", "record", "--payload", "1", "--in", "0", "days").code == 0
     )
     assert idle_app.schedule.count() == 2
+
+
+def test_run_a_public_job(idle_server: RedisProcess, tmp_path: Path) -> None:
+    """run: what plugin.json says of a job's payload is checked, and its defaults filled in."""
+    (tmp_path / "exporter.py").write_text(
+        "def export(payload, meta): ...\njobs = {'export': export, 'other': export}"
+    )
+    fields = {
+        "since": {"type": "date", "required": True},
+        "limit": {"type": "number", "default": 5},
+    }
+    manifest = {"main": "exporter.py", "publicJobs": {"export": {"payload": fields}}}
+    (tmp_path / "plugin.json").write_text(json.dumps(manifest))
+    apps = {"exporter": str(tmp_path / "exporter.py")}
+    app = PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": apps})
+
+    def trigger(job: str, *payload: str) -> Done:
+        return run(app, "run", "exporter", job, "--in", "1", "hour", "--json", *payload)
+
+    task_id = trigger("export", "--payload", '{"since": "2030-01-01"}').json["id"]
+    described = run(app, "show", task_id, "--json").json
+    assert described["payload"] == {"since": "2030-01-01", "limit": 5}
+    for payload, message in (
+        ((), "lacks the required field 'since'; add it: a date"),
+        (("--payload", '{"since": "x"}'), "'since' is of type str or out of range; make it a date"),
+        (("--payload", '{"sinc": 1}'), "unknown field 'sinc'; did you mean 'since'?"),
+    ):
+        done = trigger("export", *payload)
+        assert done.code == 1
+        assert message in done.err
+    assert trigger("other", "--payload", '{"sinc": 1}').code == 0, "not public, so not checked"
+
+
+def test_a_secret_in_a_message(idle_server: RedisProcess) -> None:
+    """Errors: what a command prints of an error is without the secrets of configs."""
+    apps = {"one": {"module": "tests.apps.recorder", "config": {"token": "hunter2-hunter2"}}}
+    app = PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": apps})
+
+    done = run(app, "run", "one", "hunter2-hunter2")
+
+    assert done.code == 1
+    assert "exports no job '********'" in done.err
 
 
 # -- mistakes ---------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The commands that `celery -A posthog_jobs` has besides Celery's own; they import little."""

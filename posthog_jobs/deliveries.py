@@ -1,0 +1,65 @@
+"""How often a job was delivered again: one that ends its workers must not do so for ever."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from posthog_jobs.errors import UnsupportedByBrokerError, WorkerLostTooOftenError
+
+if TYPE_CHECKING:
+    from posthog_jobs.redis import RedisServer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a count is kept after the last start; it goes when the job ends.
+KEPT_FOR: Final = 30 * 24 * 3600
+
+
+class Deliveries:
+    """Counts the starts of jobs whose message had been delivered before.
+
+    A first delivery is not counted, nor what a worker fetched and put back, or held when it died,
+    without having started it: no neighbour is blamed for a job that ends its worker. What ran in
+    other threads of that process is; nobody can tell which of them it was.
+    """
+
+    __slots__ = ("_most", "_server")
+
+    def __init__(self, server: RedisServer, most: int) -> None:
+        """Remember the broker, and how often a job may be delivered again."""
+        self._server: Final = server
+        self._most: Final = most
+
+    def check(self, task: str, task_id: str) -> None:
+        """Count a start. RabbitMQ has a limit of its own (`delivery-limit`).
+
+        Args:
+            task: the task's name.
+            task_id: the job's id.
+
+        Raises:
+            WorkerLostTooOftenError: it was started, and its worker died, too often; do not start
+                it again.
+        """
+        try:
+            client, keys = self._server.connected()
+            pipe = client.pipeline()
+            pipe.incr(keys.deliveries(task_id))
+            pipe.expire(keys.deliveries(task_id), KEPT_FOR)
+            count, _ = pipe.execute()
+        except UnsupportedByBrokerError:
+            return
+        except (RedisError, KombuError, OSError) as error:
+            # it came from there just now, so this is a matter of moments
+            logger.warning("%s[%s] starts again, uncounted: %s", task, task_id, error)
+            return
+        if count > self._most:
+            raise WorkerLostTooOftenError(
+                f"{task}[{task_id}] was delivered again {self._most} times, and each time the "
+                "process that ran it died or lost its lease; find out why before you replay it, or "
+                "raise posthog_jobs_max_deliveries"
+            )

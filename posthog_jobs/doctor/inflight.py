@@ -1,0 +1,76 @@
+"""Messages that nobody holds any more, and that are not back in their queues."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.findings import fail, ok, warn
+
+if TYPE_CHECKING:
+    from posthog_jobs.findings import Finding
+    from posthog_jobs.keys import Keys
+
+#: Seconds after the end of a lease within which a living worker has put its messages back.
+GRACE: Final = 30
+#: Seconds that the search for hashes without a lease may take; a large cache has many keys.
+SEARCH: Final = 2.0
+
+
+def in_flight(client: Any, keys: Keys, *, stock_timeout: float, workers: bool) -> Finding:
+    """Look for messages that are stuck in flight.
+
+    Args:
+        client: of the broker.
+        keys: its key names.
+        stock_timeout: seconds after which what a stock worker left is put back.
+        workers: whether any worker runs.
+    """
+    found, complete = _hashes(client, keys)
+    leases = {
+        owner.decode(): end / 1000
+        for owner, end in client.zrange(keys.leases, 0, -1, withscores=True)
+    }
+    seconds, _ = client.time()
+    held = {owner: client.hlen(keys.inflight(owner)) for owner in found | set(leases)}
+    orphans = {owner: count for owner, count in held.items() if count and owner not in leases}
+    if orphans:
+        return fail(
+            "in flight",
+            f"messages whose owner has no lease, so that nobody puts them back: "
+            f"{sum(orphans.values()):,} (owner {', '.join(sorted(orphans)[:5])})",
+            f"Run redis-cli ZADD {keys.leases} 0 OWNER for each: then a worker puts them back",
+        )
+    ended = {owner: seconds - end for owner, end in leases.items() if held[owner] and end < seconds}
+    stock = client.zcount(keys.unacked_index, "-inf", seconds - stock_timeout - GRACE)
+    stuck = sum(held[owner] for owner in ended) + stock
+    late = max([*ended.values(), 0]) > GRACE or stock
+    if stuck and not workers:
+        return warn(
+            "in flight",
+            f"messages of workers that died: {stuck:,}",
+            "Start a worker, which puts them back: celery -A posthog_jobs worker",
+        )
+    if stuck and late:
+        return fail(
+            "in flight",
+            f"messages of workers that died, and not back in their queues: {stuck:,}",
+            "Look at the workers' logs for errors of Redis",
+        )
+    count = sum(held.values())
+    scope = "" if complete else " (too many keys to look for more than those under leases)"
+    detail = f"messages, each held by a worker: {count:,}" if count else "nothing"
+    return ok("in flight", f"{detail}{scope}")
+
+
+def _hashes(client: Any, keys: Keys) -> tuple[set[str], bool]:
+    """Return the owners that have a hash, and whether all keys could be looked at in time."""
+    prefix, until = keys.inflight(""), monotonic() + SEARCH
+    owners: set[str] = set()
+    cursor = 0
+    while monotonic() < until:
+        cursor, names = client.scan(cursor, match=f"{prefix}*", count=1000)
+        owners.update(name.decode().removeprefix(prefix) for name in names)
+        if not cursor:
+            return owners, True
+    return owners, False

@@ -1,0 +1,147 @@
+"""The queues that jobs go to, and whether a worker consumes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.doctor.workers import bystander
+from posthog_jobs.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
+from posthog_jobs.findings import fail, ok, warn
+from posthog_jobs.tasks import CAPTURE, ON_EVENT, task_name
+from posthog_jobs.ticks import PERIODS
+from posthog_jobs.transport.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from celery import Celery
+
+    from posthog_jobs.doctor.workers import Crew
+    from posthog_jobs.findings import Finding
+    from posthog_jobs.installations import Installations
+    from posthog_jobs.keys import Keys
+
+#: Hook → the tasks that run it.
+_TASKS: Final = {
+    "process_event": (CAPTURE,),
+    "process_event_batch": (CAPTURE,),
+    "on_event": (CAPTURE, ON_EVENT),
+    "on_snapshot": (CAPTURE, ON_EVENT),
+    "export_events": (CAPTURE, FLUSH_EXPORT, EXPORT_EVENTS),
+    **{hook: (f"posthog_jobs.{hook}",) for hook in PERIODS},
+}
+
+#: Between a queue's name and a priority, in the keys of kombu's lists.
+_PRIORITY: Final = "\x06\x16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is on its way through a queue.
+
+    Attributes:
+        messages: how many are in it.
+        waiting: how many wait in the schedule, and will go to it.
+        consumers: how many consumers the broker knows of; only RabbitMQ knows.
+    """
+
+    messages: int = 0
+    waiting: int = 0
+    consumers: int = 0
+
+
+def routed(app: Celery, installations: Installations) -> set[str]:
+    """Return the queues that Celery's router sends jobs and events of installed apps to."""
+    names: set[str] = set()
+    for installation in installations:
+        definition = installation.definition
+        names.update(task_name(definition.name, job) for job in definition.jobs)
+        names.update(*(_TASKS.get(hook, ()) for hook in definition.hooks))
+    return {app.amqp.router.route({}, name)["queue"].name for name in names}
+
+
+def waiting(client: Any, keys: Keys) -> Counter[str]:
+    """Return queue → how many wait for it, all of an app's job counted by where its first goes."""
+    partitions = [name.decode() for name in client.zrange(keys.heads, 0, -1)]
+    pipe = client.pipeline(transaction=False)
+    for partition in partitions:
+        pipe.zcard(keys.due(partition))
+        pipe.zrange(keys.due(partition), 0, 0)
+    replies = pipe.execute()
+    counts = {
+        first[0].decode(): count
+        for count, first in zip(replies[::2], replies[1::2], strict=True)
+        if first
+    }
+    found: Counter[str] = Counter()
+    if counts:
+        records = client.hmget(keys.waiting, list(counts))
+        for (task_id, count), data in zip(counts.items(), records, strict=True):
+            if data is not None:  # else it has just left for its queue
+                queue = Record.parse(task_id, data).queue.removeprefix(keys.global_keyprefix)
+                found[queue.partition(_PRIORITY)[0]] += count
+    return found
+
+
+def loads(app: Celery, names: Iterable[str], waits: Mapping[str, int]) -> dict[str, Load]:
+    """Ask the broker for the load of queues; one that is not there is empty."""
+    found = {}
+    with app.connection_for_read() as connection:
+        for name in sorted(names):
+            messages = consumers = 0
+            try:
+                with (
+                    connection.channel() as channel
+                ):  # one each: RabbitMQ closes it if there is none
+                    _, messages, consumers = channel.queue_declare(queue=name, passive=True)
+            except connection.channel_errors:
+                pass
+            found[name] = Load(messages=messages, waiting=waits.get(name, 0), consumers=consumers)
+    return found
+
+
+def consumed(app: Celery, crew: Crew, names: Iterable[str], *, timeout: float) -> set[str]:
+    """Return the queues that workers say they consume; others than ours are asked only if needed.
+
+    Args:
+        app: the Celery app.
+        crew: the workers.
+        names: the queues that matter.
+        timeout: seconds to wait for answers.
+    """
+    found = {queue for report in crew.reports for queue in report.queues}
+    if crew.others and not set(names) <= found:
+        with bystander(app) as connection:
+            inspect = app.control.inspect(timeout=timeout, connection=connection)
+            replies = inspect.active_queues() or {}
+        found |= {queue["name"] for queues in replies.values() for queue in queues}
+    return found
+
+
+def queues(load: Mapping[str, Load], consumed: set[str], crew: Crew) -> Finding:
+    """Look for queues that nobody consumes.
+
+    Args:
+        load: queue → what is on its way through it.
+        consumed: the queues that workers say they consume.
+        crew: the workers; one that did not answer may consume any queue.
+    """
+    nobodys = {name: of for name, of in load.items() if name not in consumed and not of.consumers}
+    if not nobodys:
+        every = ", ".join(f"{name} ({of.messages:,} in it)" for name, of in load.items())
+        return ok("queues", f"all consumed: {every}" if load else "no app exports a job")
+    names = ",".join(nobodys)
+    listed = ", ".join(
+        f"{name} ({of.messages:,} in it, {of.waiting:,} waiting for it)"
+        for name, of in nobodys.items()
+    )
+    full = any(of.messages or of.waiting for of in nobodys.values())
+    judge = fail if full and not crew.silent else warn
+    return judge(
+        "queues",
+        f"no worker that answered consumes {listed}",
+        f"Start a worker for {'it' if len(nobodys) == 1 else 'them'}: "
+        f"celery -A posthog_jobs worker -Q {names}; or change task_routes",
+    )

@@ -1,0 +1,79 @@
+"""What a worker has handed to its pool, and its pool has not begun yet."""
+
+from __future__ import annotations
+
+import select
+from contextlib import suppress
+from inspect import isgenerator
+from queue import Empty
+from time import monotonic
+from typing import Any, Final
+
+#: Seconds that a child may take to confirm. It is idle when it is handed a job, unless the worker
+#: runs with `-O fast`.
+_LONGEST: Final = 1.0
+_TICK_MS: Final = 20
+
+
+def confirm(pool: Any, hub: Any) -> None:
+    """Wait until the children of a prefork pool have confirmed what they were handed.
+
+    When a worker stops, or its connection is lost, Celery forgets the jobs that no child has
+    confirmed. One that is in a child's pipe by then runs all the same: its message is put back and
+    runs again, and the child waits 30 s for somebody to read its result before it ends.
+
+    Args:
+        pool: Celery's pool, of any kind.
+        hub: kombu's event loop; None where there is none.
+    """
+    processes = getattr(pool, "_pool", None)
+    results = getattr(processes, "_fileno_to_outq", None)
+    if hub is None or not results:
+        return
+    poll = select.poll()
+    for fd in results:
+        poll.register(fd, select.POLLIN)
+    until = monotonic() + _LONGEST
+    while _is_unconfirmed(processes) and monotonic() < until:
+        for fd, _ in poll.poll(_TICK_MS):
+            if fd in results:
+                _read(processes, hub, fd)
+            else:
+                poll.unregister(fd)
+    for callback in hub._pop_ready():  # noqa: SLF001  # acknowledgements of what has ended
+        callback()
+
+
+def recall(pool: Any) -> None:
+    """Take back what no thread of a pool has begun, as Celery does in a pool of processes.
+
+    Its messages are put back when the channel closes. Left in the pool, it would run twice.
+
+    Args:
+        pool: Celery's pool, of any kind.
+    """
+    queue = getattr(getattr(pool, "executor", None), "_work_queue", None)
+    with suppress(Empty):
+        while queue is not None:
+            item = queue.get_nowait()
+            if item is None:  # tells the threads to end, one after another
+                queue.put(None)
+                return
+            item.future.cancel()
+
+
+def _is_unconfirmed(processes: Any) -> bool:
+    return any(
+        not job._accepted and job._write_to is not None and job._write_to._is_alive()  # noqa: SLF001  # billiard has no words for it
+        for job in list(processes._cache.values())  # noqa: SLF001
+    )
+
+
+def _read(processes: Any, hub: Any, fd: int) -> None:
+    """Read one message of a child, or go on with one that was read in part."""
+    reader, _ = hub.readers.get(fd, (None, ()))
+    if isgenerator(reader):
+        with suppress(StopIteration):
+            next(reader)
+    else:
+        processes.handle_result_event(fd)

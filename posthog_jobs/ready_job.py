@@ -1,0 +1,86 @@
+"""A job whose app is set up, to be called in a worker or by a test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from posthog_jobs.errors import PayloadRefusedError
+from posthog_jobs.execution import run_job
+from posthog_jobs.messages import ABSENT
+from posthog_jobs.running import Delivery, RunningJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from posthog_jobs.definitions import JobFunction
+    from posthog_jobs.meta import Meta
+    from posthog_jobs.retries import Policy
+
+#: A job that is called without a message.
+BY_HAND: Final = Delivery(id="")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyJob:
+    """A job whose app is set up; calling it runs it here and waits for its end.
+
+    Attributes:
+        retry: how often it is run again when it raises `RetryError`.
+        run: what runs it.
+    """
+
+    retry: Policy
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        """Run the job."""
+        self.run()
+
+
+def check_call(job: JobFunction, payload: object, app_id: str) -> None:
+    """Refuse a message that was sent when the job's function looked otherwise.
+
+    Raises:
+        PayloadRefusedError: the function does not take the payload any more, or needs one.
+    """
+    if payload is ABSENT and not job.takes_none:
+        raise PayloadRefusedError(
+            f"job {job.name!r} of app id {app_id!r} needs a payload now, and was sent with none; "
+            "let its payload have a default, and replay"
+        )
+    if payload is not ABSENT and not job.takes_payload:
+        raise PayloadRefusedError(
+            f"job {job.name!r} of app id {app_id!r} takes no payload any more, and was sent with "
+            f"one; write it as {job.name}(payload, meta), and replay"
+        )
+
+
+def call_of(
+    job: JobFunction, payload: object, meta: Meta, delivery: Delivery
+) -> Callable[[], None]:
+    """Return the call of a job's function, with `meta.job` set meanwhile.
+
+    Args:
+        job: the job.
+        payload: its payload, or ABSENT.
+        meta: its installation's, set up.
+        delivery: what its message says of this run.
+    """
+    running = RunningJob(
+        id=delivery.id,
+        attempt=delivery.attempt,
+        due=delivery.due,
+        key=delivery.key,
+        app_id=meta.app_id,
+        team_id=meta.team_id,
+        job_name=job.name,
+        max_attempts=None if job.retry.retries is None else job.retry.retries + 1,
+    )
+    run = partial(run_job, running, job.time_limit, job.function)
+    if payload is not ABSENT:
+        return partial(run, payload, meta)
+    if job.optional_payload:
+        return partial(run, meta=meta)
+    return partial(run, meta)

@@ -1,0 +1,98 @@
+"""Keeps the secrets of the installed apps out of logs and of what is kept of failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.masks import MASK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Shorter ones are left alone: words of other texts would be torn apart.
+MIN_SECRET_LENGTH: Final = 6
+
+_FORMATTER: Final = logging.Formatter()
+
+#: The fields of every record; of those only `stack_info` may quote what the code was about.
+_PLAIN: Final = vars(logging.makeLogRecord({})).keys() - {"stack_info"}
+
+_lock: Final = Lock()
+_secrets: tuple[str, ...] = ()
+
+
+def keep_secret(secrets: Iterable[str]) -> None:
+    """Let `redact` replace these texts from now on, for as long as this process runs.
+
+    Args:
+        secrets: the texts; those of less than `MIN_SECRET_LENGTH` characters are left out.
+    """
+    global _secrets  # noqa: PLW0603  # swapped whole, so that readers need no lock
+    with _lock:
+        known = set(_secrets)
+        for secret in secrets:
+            if len(secret) >= MIN_SECRET_LENGTH:
+                # also as repr and JSON write it, where a key's line ends are two characters each
+                known |= {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]}
+        # a secret may be a part of another one, of which nothing must be left over
+        _secrets = tuple(sorted(known, key=len, reverse=True))
+
+
+def redact(text: str) -> str:
+    """Return a text with each secret in it replaced by a mask."""
+    for secret in _secrets:
+        if secret in text:
+            text = text.replace(secret, MASK)
+    return text
+
+
+class SecretFilter(logging.Filter):
+    """Takes secrets out of log records: message, arguments, further fields and traceback.
+
+    A worker has it on Celery's handlers. Add it to handlers of your own.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact a record; it is always let through."""
+        if not _secrets:
+            return True
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001  # what logging would print of it has the arguments
+            message = f"{record.msg} (its arguments do not fit)"
+        clean = redact(message)
+        if clean != message or _holds_secret(record.args):
+            record.msg, record.args = clean, ()
+        if isinstance(record.exc_info, tuple):
+            text = record.exc_text or _FORMATTER.formatException(record.exc_info)
+            clean = redact(text)
+            if clean != text:  # without the exception, which another formatter would write
+                record.exc_info, record.exc_text = None, clean
+        for name in vars(record).keys() - _PLAIN:
+            setattr(record, name, _redacted(getattr(record, name)))
+        return True
+
+
+def guard(log: logging.Logger) -> None:
+    """Let no handler that a logger has now write a secret."""
+    for handler in log.handlers:
+        if not any(isinstance(known, SecretFilter) for known in handler.filters):
+            handler.addFilter(SecretFilter())
+
+
+def _holds_secret(arguments: Any) -> bool:
+    parts = arguments.values() if isinstance(arguments, Mapping) else arguments or ()
+    return any(isinstance(part, str) and redact(part) != part for part in parts)
+
+
+def _redacted(value: Any) -> Any:
+    """Return a field of a record with its texts redacted, also in a dict, as Celery's `data` is."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redact(part) if isinstance(part, str) else part for key, part in value.items()}
+    return value

@@ -1,0 +1,109 @@
+"""One message on its way to the broker, over all the attempts to bring it there.
+
+A reply that is lost with its connection leaves a publisher in doubt. The server keeps, for each
+sender, what it took from it last, so that the next attempt is told that it has it already.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import nullcontext
+from contextvars import ContextVar
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Self
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from contextvars import Token
+    from types import TracebackType
+
+
+class Sending:
+    """One message on its way.
+
+    Attributes:
+        sender: who sends it: this thread of this process.
+        token: which of the sender's messages it is.
+        unanswered: whether the broker may have it, since a command was sent and its reply is lost.
+    """
+
+    __slots__ = ("_before", "_tried", "_until", "sender", "token", "unanswered")
+
+    _before: Token[Sending | None]
+
+    def __init__(self, seconds: float) -> None:
+        """Begin to send.
+
+        Args:
+            seconds: after which no further attempt is made.
+        """
+        self._until = monotonic() + seconds
+        self.sender = f"{_process}-{threading.get_ident():x}"
+        self.token = str(next(_tokens))
+        self._tried = False
+        self.unanswered = False
+
+    def __enter__(self) -> Self:
+        self._before = _current.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _current.reset(self._before)
+
+    def attempt(self) -> bool:
+        """Note an attempt; return whether it is not the first one.
+
+        Raises:
+            SendingTimeoutError: the time is over. It is no connection's error, so that kombu's
+                retry policy ends with it.
+        """
+        again, self._tried = self._tried, True
+        if again:
+            self.check()
+        return again
+
+    def check(self) -> None:
+        """Raise SendingTimeoutError when the time for further attempts is over."""
+        if monotonic() > self._until:
+            raise SendingTimeoutError("it did not answer in time")
+
+
+class SendingTimeoutError(Exception):
+    """The broker did not take a message in the time that it had."""
+
+
+_tokens: Final = count(1)
+_current: Final[ContextVar[Sending | None]] = ContextVar("sending", default=None)
+_process = uuid4().hex
+
+
+def _after_fork() -> None:
+    global _process  # noqa: PLW0603  # a child is another sender than its parent
+    _process = uuid4().hex
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def sending(seconds: float) -> AbstractContextManager[Sending]:
+    """Send one message within; the one that is being sent already, if there is one.
+
+    Args:
+        seconds: how long attempts are made.
+    """
+    current = _current.get()
+    return Sending(seconds) if current is None else nullcontext(current)
+
+
+def being_sent() -> Sending | None:
+    """Return what this thread is sending now."""
+    return _current.get()

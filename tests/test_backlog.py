@@ -1,0 +1,54 @@
+"""What is on its way on the broker, in numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from redis import Redis
+
+from posthog_jobs import backlog
+from posthog_jobs.backlog import read_backlog
+from posthog_jobs.keys import Keys
+from tests.nodes import poll
+
+if TYPE_CHECKING:
+    import pytest
+
+    from posthog_jobs.celery import PostHogJobs
+    from tests.nodes import RedisProcess
+
+RECORD = "posthog_jobs.recorder.record"
+
+
+def test_the_numbers(
+    idle_app: PostHogJobs, idle_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backlog: by app id and job, the first due first; what is beyond the limit is in the sum."""
+    client, keys = Redis.from_url(idle_server.url), Keys()
+    assert read_backlog(client, keys, {}).waiting == []
+    jobs = idle_app.meta_for("recorder").jobs
+    for _ in range(2):
+        jobs.record(1).run_in(1, "second")
+    jobs.record(1).run_in(1, "hour")
+    idle_app.meta_for("second").jobs.record(1).run_in(2, "hours")
+    jobs.record_nothing().run_in(3, "hours")
+    jobs.record(1).run_now()
+    client.zadd(keys.leases, {"worker": 1})
+    client.hset(keys.inflight("worker"), "1", "…")
+    monkeypatch.setattr(backlog, "_PARTITIONS", 2)
+
+    found = poll(
+        "two that are due",
+        lambda: (
+            (b := read_backlog(client, keys, {"celery": ["celery", "none"]})).waiting[0].due == 2
+            and b
+        ),
+    )
+
+    first, second = found.waiting
+    assert (first.app_id, first.task, first.count) == ("recorder", RECORD, 3)
+    assert 0 < first.lag < 20
+    assert (second.app_id, second.task, second.count) == ("second", RECORD, 1)
+    assert (second.due, second.lag) == (0, 0)
+    assert found.waiting_in_all == 5
+    assert (found.fetched, found.queued, found.failed) == (1, {"celery": 1}, 0)

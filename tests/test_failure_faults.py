@@ -1,0 +1,72 @@
+"""Failed jobs are kept exactly once, whatever dies in between."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import APPS
+from tests.nodes import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_celery import CeleryTestSetup
+
+    from posthog_jobs.celery import PostHogJobs
+    from tests.nodes import WorkerProcess
+
+COUNT = 600
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {
+        "posthog_jobs_apps": {**APPS, "poison": "tests.apps.poison"},
+        "broker_transport_options": {"visibility_timeout": 1},
+    }
+
+
+def all_kept(app: PostHogJobs, sent: set[str]) -> None:
+    """Wait until all are kept, once each, and nothing is left anywhere else."""
+    poll("all are kept", lambda: app.failures.count() == len(sent), 60)
+    assert {job.id for job in app.failures.list(limit=2 * COUNT).jobs} == sent
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        poll("nothing is in flight", lambda: not client.keys("posthog_jobs:inflight:*"))
+        assert client.llen("celery") == 0
+        assert client.zcard("posthog_jobs:failed_at") == len(sent)
+        assert client.hlen("posthog_jobs:failed_messages") == len(sent)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_killed_between_failure_and_acknowledgement(
+    jobs_app: PostHogJobs,
+    celery_setup: CeleryTestSetup,
+    start_worker: Callable[[], WorkerProcess],
+    pool: str,
+) -> None:
+    """Atomic: workers killed while their jobs fail neither lose one nor keep one twice."""
+    fail = jobs_app.meta_for("poison").jobs.fail
+    sent = {fail(number).run_now().id for number in range(COUNT)}
+    poll("some are kept", lambda: jobs_app.failures.count() > COUNT // 6)
+    celery_setup.worker.kill()
+    assert jobs_app.failures.count() < COUNT
+
+    start_worker()
+
+    all_kept(jobs_app, sent)
+
+
+def test_connections_cut(jobs_app: PostHogJobs) -> None:
+    """Redis away: what fails meanwhile is kept when it is back, and is not acknowledged before."""
+    fail = jobs_app.meta_for("poison").jobs.fail
+    sent = {fail(number).run_now().id for number in range(COUNT)}
+    with jobs_app.connection_for_write() as connection:
+        client = connection.default_channel.client
+        for goal in range(COUNT // 6, COUNT, COUNT // 6):
+            poll("more are kept", lambda goal=goal: jobs_app.failures.count() >= goal)
+            client.client_kill_filter(_type="normal", skipme=True)
+
+    all_kept(jobs_app, sent)
