@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from posthog_jobs import Meta
+    from posthog_jobs import Meta, PluginEvent
 
 #: Seconds before the second attempt; each later one waits twice as long.
 FIRST_DELAY = 3
 
 
-async def on_event(event: dict[str, Any], meta: Meta) -> None:
+async def on_event(event: PluginEvent, meta: Meta) -> None:
     """Export an event once it has been processed."""
     await export({"event": event, "attempt": 1}, meta)
 
@@ -45,7 +45,7 @@ async def export(request: dict[str, Any], meta: Meta) -> None:
     await meta.jobs.retryRequest(again).run_in(delay, "seconds")
 
 
-async def post(url: str, event: dict[str, Any]) -> str | None:
+async def post(url: str, event: PluginEvent) -> str | None:
     """Post an event; return why that failed, if it did."""
     try:
         async with httpx.AsyncClient(timeout=10) as client:

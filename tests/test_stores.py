@@ -1,11 +1,12 @@
-"""`meta.cache` and `meta.storage` on a real Redis, from sync and async code."""
+"""`meta.cache` and `meta.storage` on a real Redis and in memory, from sync and async code."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -17,13 +18,18 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     StoreValueError,
 )
+from posthog_jobs.runtime import Runtime
+from posthog_jobs.settings import Settings
+from posthog_jobs.testing.memory import MemoryServer
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, free_port, poll
+from tests.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from posthog_jobs import Meta
+    from posthog_jobs.redis import RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +37,20 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     yield from RedisProcess.launch(tmp_path_factory.mktemp("redis")).serve()
 
 
-@pytest.fixture
-def meta(redis: RedisProcess, request: pytest.FixtureRequest) -> Meta:
+@pytest.fixture(params=["redis", "memory"])
+def installed(request: pytest.FixtureRequest) -> Callable[[str], Meta]:
+    """What gives an installation's meta, over Redis and over what app authors test with."""
+    if request.param == "memory":
+        server = cast("RedisServer", MemoryServer(lambda: datetime.now(UTC)))
+        return Runtime(Settings(apps=APPS), Recorder(), server).meta
+    redis: RedisProcess = request.getfixturevalue("redis")
     redis.client.flushall()
-    return metas(redis)("recorder")
+    return metas(redis)
+
+
+@pytest.fixture
+def meta(installed: Callable[[str], Meta]) -> Meta:
+    return installed("recorder")
 
 
 def metas(redis: RedisProcess, **options: Any) -> Callable[[str], Meta]:
@@ -67,9 +83,9 @@ def test_defaults_and_delete(meta: Meta) -> None:
     assert meta.storage.get("key") is None
 
 
-def test_cache_and_storage_share_no_key(redis: RedisProcess, meta: Meta) -> None:
+def test_cache_and_storage_share_no_key(installed: Callable[[str], Meta], meta: Meta) -> None:
     """meta: cache and storage, and two installations, never see each other's values."""
-    second = metas(redis)("second")
+    second = installed("second")
     meta.cache.set("key", "cache")
     meta.storage.set("key", "storage")
 
@@ -115,6 +131,79 @@ def test_lists(meta: Meta) -> None:
     assert meta.cache.lpop("list", 5) == ["x", 1]
     assert meta.cache.lpop("list") == []
     assert meta.cache.llen("list") == 0
+
+
+def test_counters_keep_to_64_bits(meta: Meta) -> None:
+    """meta: incr refuses what is no integer of 64 bits, or would be none, and changes nothing."""
+    for value in (2**63 - 1, 2**63, -(2**63) - 1, 10**30, 1.0, "1", True, None):
+        meta.cache.set("count", value)
+        with pytest.raises(StoreValueError):
+            meta.cache.incr("count")
+        assert meta.cache.get("count") == value
+    meta.cache.set("count", -(2**63))
+    assert meta.cache.incr("count") == -(2**63) + 1
+
+
+def test_parts_of_a_list(meta: Meta) -> None:
+    """meta: lrange counts from either end, and what lies outside of the list is empty."""
+    meta.cache.lpush("list", ["d", "c", "b", "a"])
+    places = [-9, -4, -2, -1, 0, 1, 3, 9]
+    for start, end in itertools.product(places, places):
+        first = max(start + 4, 0) if start < 0 else start
+        last = end + 4 if end < 0 else end
+        assert meta.cache.lrange("list", start, end) == [
+            letter for place, letter in enumerate("abcd") if first <= place <= last
+        ]
+
+
+def test_removing_from_either_end(meta: Meta) -> None:
+    """meta: lrem removes so many from the front, or with a negative count from the end."""
+    for count, left in [(2, "bca"), (-2, "abc"), (9, "bc"), (-9, "bc"), (0, "bc")]:
+        meta.cache.lpop("list", 9)
+        meta.cache.lpush("list", list(reversed("abaca")))
+        meta.cache.lrem("list", count, "a")
+        assert meta.cache.lrange("list", 0, -1) == list(left)
+
+
+def test_a_list_that_has_become_empty_is_gone(meta: Meta) -> None:
+    """meta: after its last element a list is no list any more, however that was taken."""
+    meta.cache.lpush("list", 1)
+    meta.cache.lpop("list")
+    assert meta.cache.incr("list") == 1
+    meta.cache.lpush("other", 1)
+    meta.cache.lrem("other", 0, 1)
+    assert meta.cache.expire("other", 5) is False
+
+
+def test_cursors(meta: Meta) -> None:
+    """meta: a cursor starts once, is advanced and read as what storage keeps, in 64 bits."""
+    cursor = meta.utils.cursor
+    cursor.init("at", 5)
+    cursor.init("at", 9)
+
+    assert cursor.increment("at", 3) == 8
+    assert cursor.increment("new") == 1
+    assert meta.storage.get("at") == 8
+    for kept in ("5", 1.5, None, True, [1], 2**63 - 1, 2**70):
+        meta.storage.set("at", kept)
+        with pytest.raises(StoreValueError):
+            cursor.increment("at")
+        assert meta.storage.get("at") == kept
+
+
+def test_what_keeps_its_time_to_live(meta: Meta) -> None:
+    """meta: set forgets an earlier ttl; incr and lpush keep it."""
+    meta.cache.set("set", 1, 0.05)
+    meta.cache.set("set", 1)
+    meta.cache.incr("count")
+    meta.cache.lpush("list", 1)
+    meta.cache.expire("count", 0.5)
+    meta.cache.expire("list", 0.5)
+    meta.cache.incr("count")
+    meta.cache.lpush("list", 2)
+
+    poll("the end", lambda: meta.cache.get("count") is None and meta.cache.llen("list") == 0)
+    assert meta.cache.get("set") == 1
 
 
 BAD_KEYS = ["", None, 7, "x" * 1025, "\ud800", b"bytes"]

@@ -1,0 +1,160 @@
+"""What a test says of the jobs that were triggered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from unittest.mock import ANY
+
+from posthog_jobs.durations import due_at, due_in
+from posthog_jobs.messages import ABSENT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from posthog_jobs.durations import Number
+    from posthog_jobs.testing.schedule import MemorySchedule, ScheduledJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedJob:
+    """A job that failed for good.
+
+    Attributes:
+        job: which one, as it was when it ran for the last time.
+        error: what it raised; RetriesExhaustedError if that was `RetryError` to the last.
+    """
+
+    job: ScheduledJob
+    error: Exception
+
+
+class JobsRecorder:
+    """The jobs of an app under test: which are scheduled, and which have failed.
+
+    Attributes:
+        failed: those that failed for good, in order.
+    """
+
+    __slots__ = ("_schedule", "failed")
+
+    def __init__(self, schedule: MemorySchedule) -> None:
+        self._schedule: Final = schedule
+        self.failed: Final[list[FailedJob]] = []
+
+    @property
+    def scheduled(self) -> Sequence[ScheduledJob]:
+        """What was triggered and has not run, `run_now()` too, in the order in which it is due."""
+        return self._schedule.jobs
+
+    def assert_scheduled(
+        self,
+        name: str,
+        *,
+        payload: object = ANY,
+        in_: tuple[Number, str] | None = None,
+        at: datetime | None = None,
+        key: object = ANY,
+    ) -> ScheduledJob:
+        """Check that a job was triggered and has not run. What is not given may be anything.
+
+        Args:
+            name: the exported name.
+            payload: equal to its payload; ABSENT: it has none.
+            in_: after how long, from what the clock shows, it is due, as `run_in` takes it;
+                `(0, "seconds")` for `run_now()`.
+            at: when it is due, an aware datetime; instead of `in_`.
+            key: its key; None: it has none.
+
+        Returns:
+            The first job that fits.
+
+        Raises:
+            AssertionError: there is none; the message lists what is scheduled.
+            DurationError, NaiveDatetimeError: `in_` or `at` is none.
+        """
+        __tracebackhide__ = True
+        wanted = self._wanted(name, payload, in_, at, key)
+        found = next((job for job in self.scheduled if not _differing(job, wanted)), None)
+        if found is None:
+            self._fail(f"not scheduled: {self._shown(wanted)}", wanted)
+        return found
+
+    def assert_not_scheduled(
+        self,
+        name: str,
+        *,
+        payload: object = ANY,
+        in_: tuple[Number, str] | None = None,
+        at: datetime | None = None,
+        key: object = ANY,
+    ) -> None:
+        """Check that no such job waits; arguments as for `assert_scheduled`.
+
+        Raises:
+            AssertionError: there is one.
+        """
+        __tracebackhide__ = True
+        wanted = self._wanted(name, payload, in_, at, key)
+        if any(not _differing(job, wanted) for job in self.scheduled):
+            self._fail(f"scheduled, and should not be: {self._shown(wanted)}", wanted)
+
+    def assert_nothing_scheduled(self) -> None:
+        """Check that all jobs that were triggered have run.
+
+        Raises:
+            AssertionError: one has not.
+        """
+        __tracebackhide__ = True
+        if self.scheduled:
+            self._fail("nothing should be scheduled")
+
+    def _wanted(
+        self,
+        name: str,
+        payload: object,
+        in_: tuple[Number, str] | None,
+        at: datetime | None,
+        key: object,
+    ) -> dict[str, Any]:
+        if in_ is not None and at is not None:
+            raise TypeError("say either in_ or at, not both")
+        due: object = ANY
+        now = self._schedule.now()
+        if in_ is not None:
+            due = due_in(*in_, now=now)
+        elif at is not None:
+            due = due_at(at, now=now, call="at")
+        return {"name": name, "payload": payload, "due": due, "key": key}
+
+    def _fail(self, what: str, wanted: dict[str, Any] | None = None) -> NoReturn:
+        __tracebackhide__ = True
+        jobs = self.scheduled
+        lines = []
+        least = min((len(_differing(job, wanted)) for job in jobs), default=0) if wanted else 0
+        for job in jobs:
+            differing = _differing(job, wanted) if wanted else []
+            near = differing and len(differing) == least and "name" not in differing
+            mark = f"   <- differs in {', '.join(differing)}" if near else ""
+            fields = {"name": job.name, "payload": job.payload, "due": job.due, "key": job.key}
+            lines.append(f"\n  {self._shown(fields)}{mark}")
+        raise AssertionError(f"{what}\nscheduled: {''.join(lines) or 'nothing'}")
+
+    def _shown(self, fields: dict[str, Any]) -> str:
+        shown = [str(fields["name"])]
+        if fields["payload"] is ABSENT:
+            shown.append("without payload")
+        elif fields["payload"] is not ANY:
+            shown.append(f"payload={fields['payload']!r}")
+        if fields["due"] is not ANY:
+            delay = fields["due"] - self._schedule.now()
+            shown.append(f"due in {delay} at {fields['due'].isoformat()}")
+        if fields["key"] is not ANY and fields["key"] is not None:
+            shown.append(f"key={fields['key']!r}")
+        return ", ".join(shown)
+
+
+def _differing(job: ScheduledJob, wanted: dict[str, Any]) -> list[str]:
+    """Return the fields in which a job is not what is wanted."""
+    return [field for field, value in wanted.items() if value != getattr(job, field)]

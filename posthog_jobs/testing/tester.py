@@ -1,0 +1,280 @@
+"""An app under test: its hooks and jobs, run in the test's own process."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from posthog_jobs.durations import due_in
+from posthog_jobs.errors import AppError, AppSetupError, EventError, PostHogJobsError
+from posthog_jobs.events import check_event
+from posthog_jobs.execution import call, in_worker
+from posthog_jobs.hooks import processed, processed_batch
+from posthog_jobs.lane import in_event_loop
+from posthog_jobs.messages import ABSENT
+from posthog_jobs.running import Delivery
+from posthog_jobs.runtime import Runtime
+from posthog_jobs.settings import Settings
+from posthog_jobs.testing.clock import Clock
+from posthog_jobs.testing.due import run_until
+from posthog_jobs.testing.memory import MemoryServer
+from posthog_jobs.testing.recorder import JobsRecorder
+from posthog_jobs.testing.schedule import MemorySchedule
+from posthog_jobs.testing.source import loadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from posthog_jobs.definitions import Function
+    from posthog_jobs.durations import Number
+    from posthog_jobs.events import PluginEvent
+    from posthog_jobs.installations import Installation
+    from posthog_jobs.meta import Meta
+    from posthog_jobs.ready_job import ReadyJob
+    from posthog_jobs.redis import RedisServer
+    from posthog_jobs.runtime import AppSender
+    from posthog_jobs.testing.schedule import ScheduledJob
+    from posthog_jobs.testing.source import App
+
+
+class AppTester:
+    """One installation of an app, with what it needs in memory.
+
+    A hook or job that raises, raises in the test. `setup_plugin` runs before the first of them.
+    Everything is synchronous, and async functions are waited for; in an `async def` test write
+    `await asyncio.to_thread(app.process_event, event)`.
+
+    Attributes:
+        clock: what `run_in` and times to live go by; `run_due` turns it.
+        jobs: what was triggered, and what failed.
+    """
+
+    __slots__ = ("_app_id", "_runtime", "_schedule", "_server", "_settings", "clock", "jobs")
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        config: Mapping[str, Any] | None = None,
+        app_id: str = "app",
+        team_id: int = 1,
+        now: datetime | None = None,
+    ) -> None:
+        """Install an app.
+
+        Args:
+            app: its module, the name of one (`myapps.teapot`), the path of a file or folder, as
+                `posthog_jobs_apps` has it, or a mapping of what a module would export:
+                `{"jobs": {"retry": retry}, "process_event": process_event}`.
+            config: `meta.config`.
+            app_id: the installation's id.
+            team_id: whose events it sees.
+            now: what the clock shows, an aware datetime; None for the present.
+
+        Raises:
+            AppLoadError: it is no app; the message says why, and what to do.
+            ConfigurationError: the app id or the team is none.
+        """
+        self._app_id: Final = app_id
+        self.clock: Final = Clock(now)
+        with loadable(app) as source:
+            entry = {"module": source, "config": dict(config or {}), "team_id": team_id}
+            self._settings: Final = Settings(apps={app_id: entry})
+            self._schedule: Final = MemorySchedule(self.clock, self._settings.max_payload_bytes)
+            self._server: Final = MemoryServer(self._schedule.now)
+            self._runtime = self._started()
+        self._runtime.installations.get(app_id)
+        self.jobs: Final = JobsRecorder(self._schedule)
+
+    @property
+    def meta(self) -> Meta:
+        """The installation's `meta`, to prepare or look at what the app keeps, or call its jobs."""
+        return self._runtime.meta(self._app_id)
+
+    @property
+    def captured(self) -> list[PluginEvent]:
+        """The events that the app gave to `meta.posthog.capture`, oldest first."""
+        return cast("list[PluginEvent]", self._schedule.captured)
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """The values of the metrics that the app declares."""
+        return self._runtime.metas.metrics(self._app_id, self._installation.definition)
+
+    def setup(self) -> Meta:
+        """Run `setup_plugin`, unless it has run.
+
+        Returns:
+            `meta`.
+
+        Raises:
+            Exception: what it raised. It is run again when it is next needed.
+        """
+        _refuse_event_loop()
+        try:
+            with _as_worker():
+                return self._runtime.meta(self._app_id, set_up=True)
+        except AppSetupError as error:
+            reason = error.__cause__ or error
+        self._runtime = self._started()  # or it would be left alone until its next retry is due
+        raise reason
+
+    def teardown(self) -> None:
+        """Run `teardown_plugin`, if the app was set up; what follows is as in another process.
+
+        `global_` is empty then; cache, storage and what waits stay.
+        """
+        meta, hooks = self.setup(), self._installation.definition.hooks
+        self._runtime = self._started()
+        if "teardown_plugin" in hooks:
+            self._call(hooks["teardown_plugin"], meta)
+
+    def process_event(self, event: Mapping[str, object]) -> PluginEvent | None:
+        """Pass an event to `process_event`.
+
+        Returns:
+            The event that came out, checked, or None if the hook dropped it.
+
+        Raises:
+            EventError, PayloadError: it is no event of the app's team, or what came out is none.
+            Exception: what the hook raised.
+        """
+        meta = self.setup()
+        hook = self._hook("process_event")
+        with _as_worker():
+            return cast("PluginEvent | None", processed(hook, self._event(event), meta))
+
+    def process_event_batch(self, events: Sequence[Mapping[str, object]]) -> list[PluginEvent]:
+        """Pass events, one or more, to `process_event_batch`; return what came out, checked."""
+        meta = self.setup()
+        hook = self._hook("process_event_batch")
+        checked = [self._event(each) for each in events]
+        with _as_worker():
+            return cast("list[PluginEvent]", processed_batch(hook, checked, meta))
+
+    def on_event(self, event: Mapping[str, object]) -> None:
+        """Show an event to `on_event`; raise what it raises, `RetryError` too."""
+        self._run_hook("on_event", self._event(event))
+
+    def on_snapshot(self, event: Mapping[str, object]) -> None:
+        """Show a session recording's event to `on_snapshot`."""
+        self._run_hook("on_snapshot", self._event(event))
+
+    def export_events(self, events: Sequence[Mapping[str, object]]) -> None:
+        """Pass a batch to `export_events`; raise what it raises, `RetryError` too."""
+        self._run_hook("export_events", [self._event(each) for each in events])
+
+    def run_every_minute(self) -> None:
+        """Run `run_every_minute` once, now."""
+        self._run_hook("run_every_minute")
+
+    def run_every_hour(self) -> None:
+        """Run `run_every_hour` once, now."""
+        self._run_hook("run_every_hour")
+
+    def run_every_day(self) -> None:
+        """Run `run_every_day` once, now."""
+        self._run_hook("run_every_day")
+
+    def run_due(
+        self, *, after: tuple[Number, str] | None = None, raises: bool = True
+    ) -> list[ScheduledJob]:
+        """Turn the clock, and run all jobs that come due meanwhile, one after another.
+
+        The clock stands at each job's due time while that runs. What they trigger runs too, if it
+        is due by the end. A job that raises `RetryError` waits again, as in production.
+
+        Args:
+            after: how far to turn, as `run_in` takes it; None: run what is due now.
+            raises: whether a job that fails for good raises here, with the clock left where it
+                is; else the next one runs. Either way it is in `jobs.failed`.
+
+        Returns:
+            The jobs that ran, in order; one that was retried is there for each attempt.
+
+        Raises:
+            Exception: what a job raised.
+            RetriesExhaustedError: it raised `RetryError` at each attempt.
+            PostHogJobsError: jobs trigger each other at one instant without an end.
+            DurationError: `after` is no duration.
+        """
+        self.setup()
+        end = self.clock.now if after is None else due_in(*after, now=self.clock.now)
+        ran: list[ScheduledJob] = []
+        for job, failure in run_until(end, self.clock, self._schedule, self._prepare):
+            ran.append(job)
+            if failure is not None:
+                self.jobs.failed.append(failure)
+                if raises:
+                    raise failure.error
+        return ran
+
+    @property
+    def _installation(self) -> Installation:
+        return self._runtime.installations.get(self._app_id)
+
+    def _started(self) -> Runtime:
+        """Return what a new process would have: nothing set up, and the same stores."""
+        # a tester hands batches to `export_events` itself, so that nothing is sent for it
+        sender = cast("AppSender", self._schedule)
+        return Runtime(self._settings, sender, cast("RedisServer", self._server))
+
+    def _hook(self, name: str) -> Function:
+        definition = self._installation.definition
+        if name not in definition.hooks:
+            raise AppError(
+                f"app {definition.name!r} has no hook {name}; it has: "
+                f"{', '.join(definition.hooks) or 'none'}"
+            )
+        return definition.hooks[name]
+
+    def _run_hook(self, name: str, *arguments: Any) -> Any:
+        meta = self.setup()
+        return self._call(self._hook(name), *arguments, meta)
+
+    def _call(self, function: Function, *arguments: Any) -> Any:
+        with _as_worker():
+            return call(function, *arguments)
+
+    def _event(self, event: Mapping[str, object]) -> dict[str, Any]:
+        team_id = self._installation.team_id
+        checked = copy.deepcopy(check_event(event, default_team_id=team_id))
+        if checked["team_id"] != team_id:
+            raise EventError(
+                f"the event is of team {checked['team_id']}, and the app of team {team_id}, so "
+                "that it does not see it; give both the same team_id"
+            )
+        return checked
+
+    def _prepare(self, job: ScheduledJob) -> ReadyJob:
+        payload = job.payload if job.payload is ABSENT else copy.deepcopy(job.payload)
+        app_name = self._installation.definition.name
+        delivery = Delivery(id=job.id, attempt=job.attempt + 1, due=job.due, key=job.sent_key)
+        ready = self._runtime.job(app_name, job.name, self._app_id, payload, delivery)
+
+        def run_as_worker() -> None:
+            with _as_worker():
+                ready()
+
+        return replace(ready, run=run_as_worker)
+
+
+@contextmanager
+def _as_worker() -> Iterator[None]:
+    """Treat what app code does as in a worker, where it cannot end the process."""
+    token = in_worker.set(True)
+    try:
+        yield
+    finally:
+        in_worker.reset(token)
+
+
+def _refuse_event_loop() -> None:
+    if in_event_loop():
+        raise PostHogJobsError(
+            "an app under test is run from sync code; in an async test write, for one, "
+            "`await asyncio.to_thread(app.process_event, event)`"
+        )
