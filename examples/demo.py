@@ -96,12 +96,11 @@ class Worker:
     def _read(self) -> None:
         for line in self._process.stdout or ():
             self.log.append(line)
-            if "continueSearchingForTheTeapot" in line:
-                task_id = line.partition("continueSearchingForTheTeapot[")[2][:8]
-                if line.rstrip().endswith("received"):
-                    say("worker", f"job {task_id} is due, and starts")
-                elif " succeeded in " in line:
-                    say("worker", f"job {task_id} has run")
+            if " job=continueSearchingForTheTeapot " in line:
+                words = line.partition(" job=")[2].split()
+                end = dict(word.split("=", 1) for word in words[1:])
+                late = f"{float(end['lateness']) * 1000:.0f} ms"
+                say("worker", f"job {end['id'][:8]} has {end['result']}; it started {late} late")
             elif "no teapot yet" in line:
                 say(
                     "worker",

@@ -6,12 +6,12 @@ two looks (default 30).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
 if TYPE_CHECKING:
-    from posthog_jobs import Meta
+    from posthog_jobs import Meta, PluginEvent
 
 TEAPOT = 418
 
@@ -41,7 +41,7 @@ async def look_for_the_teapot(request: dict[str, str], meta: Meta) -> None:
     meta.logger.info("no teapot yet (%s); looking again in %g s", answer, every)
 
 
-async def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any]:
+async def process_event(event: PluginEvent, meta: Meta) -> PluginEvent:
     """Start a search with each event."""
     await look_for_the_teapot({"url": meta.config["url"]}, meta)
     return event

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import celeryconfig
+from posthog_jobs.celery import PostHogJobs
 from tests.conftest import ROOT
+from tests.endpoint import Answer, Endpoint
 from tests.nodes import ENVIRONMENT, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from posthog_jobs.celery import PostHogJobs
+    from tests.nodes import RedisProcess
 
 
 def start_demo(folder: Path) -> subprocess.Popen[str]:
@@ -80,38 +80,19 @@ def test_the_demo_cleans_up_when_it_is_stopped(tmp_path: Path, number: signal.Si
     poll("the end of all processes", lambda: processes_of(tmp_path) == [])
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers with one status after another, the last one for good; keeps what was posted."""
-
-    def __init__(self, statuses: list[int]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.statuses = statuses
-        self.posted: list[dict[str, Any]] = []
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        statuses = self.server.statuses
-        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
-        self.end_headers()
-        self.server.posted.append(json.loads(body))
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    server = Endpoint([503, 200])
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Endpoint(Answer(status=503)) as server:
+        yield server
+
+
+def test_all_of_celeryconfig_can_run(idle_server: RedisProcess) -> None:
+    """The apps that this folder's celeryconfig.py names can be loaded, with their configs."""
+    apps = celeryconfig.posthog_jobs_apps
+    app = PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": apps})
+
+    assert {each.entry.id: each.error for each in app.apps.list()} == dict.fromkeys(apps)
+    assert all(each.definition for each in app.apps.list())
 
 
 class TestRetryExport:
@@ -119,12 +100,8 @@ class TestRetryExport:
 
     @pytest.fixture
     def settings(self, endpoint: Endpoint) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{endpoint.server_address[1]}/"
-        return {
-            "posthog_jobs_apps": {
-                "export": {"module": "examples.retry_export", "config": {"url": url}}
-            }
-        }
+        export = {"module": "examples.retry_export", "config": {"url": endpoint.url}}
+        return {"posthog_jobs_apps": {"export": export}}
 
     def test_a_failed_request_is_retried_later(
         self, jobs_app: PostHogJobs, endpoint: Endpoint
@@ -132,9 +109,9 @@ class TestRetryExport:
         """Retry export: an event that the endpoint refuses is sent again after 3 s."""
         jobs_app.capture({"event": "sign up", "properties": {"plan": "free"}})
 
-        poll("two requests", lambda: len(endpoint.posted) == 2)
+        endpoint.wait_for(2)
 
-        first, second = endpoint.posted
+        first, second = (request.json for request in endpoint.requests)
         assert first == second
         assert first["properties"] == {"plan": "free"}
         poll("the count", lambda: jobs_app.meta_for("export").cache.get("exported") == 1)
