@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from time import monotonic
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class JobConsumer(Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._warned: set[str] = set()
+        self._loop_thread: int | None = None
         super().__init__(*args, **kwargs)
         job_log.replace_celerys()
         self._metrics = self._counting()
@@ -131,11 +133,14 @@ class JobConsumer(Consumer):
         super().on_close()
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge in the event loop; while the worker stops, when that stands still, at once.
+        """Acknowledge at once, from any other thread in the event loop, which then fetches more.
 
-        A pool of threads would hold all acknowledgements until its longest job has ended.
+        That loop stands still while the worker stops: a pool of threads would hold all
+        acknowledgements until its longest job has ended.
         """
-        if self.blueprint.state != RUN and isinstance(getattr(p, "__self__", None), Message):
+        if isinstance(getattr(p, "__self__", None), Message) and (
+            get_ident() == self._loop_thread or self.blueprint.state != RUN
+        ):
             return p(*args, **kwargs)  # which may be called from any thread
         return super().call_soon_ack(p, *args, **kwargs)
 
@@ -236,6 +241,7 @@ class JobConsumer(Consumer):
         Raises:
             ConfigurationError: RabbitMQ has one of the queues, but of another kind.
         """
+        self._loop_thread = get_ident()
         self.pool._does_debug = False  # noqa: SLF001  # Celery's debug log quotes the arguments
         self.app.runtime.on_change(lambda: self.call_soon(self._take_change))
         try:
