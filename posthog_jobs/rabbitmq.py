@@ -9,10 +9,9 @@ any worker.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from amqp.exceptions import AMQPError, MessageNacked, PreconditionFailed
+from amqp.exceptions import AMQPError, MessageNacked, NotFound
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.utils.time import subtract_datetimes
 from dateutil.parser import isoparse
@@ -25,9 +24,10 @@ from kombu.transport.native_delayed_delivery import (
 from posthog_jobs.errors import ConfigurationError, DelayTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from datetime import datetime
 
+    from amqp.exceptions import PreconditionFailed
     from celery import Celery
     from kombu import Queue
 
@@ -92,21 +92,16 @@ def transport_options(conf: Any, given: dict[str, Any] | None) -> dict[str, Any]
     return {"confirm_publish": True, **conf.broker_transport_options, **(given or {})}
 
 
-@contextmanager
-def names_are_free() -> Iterator[None]:
+def name_is_taken(error: PreconditionFailed) -> ConfigurationError:
     """Say what to do where RabbitMQ has a queue or an exchange of a name, but of another kind.
 
-    Raises:
-        ConfigurationError: so it is; as after another Celery app that left Celery's defaults.
+    So it is after another Celery app that left Celery's defaults.
     """
-    try:
-        yield
-    except PreconditionFailed as error:
-        raise ConfigurationError(
-            f"RabbitMQ has what posthog_jobs declares, but of another kind: {error.reply_text}; "
-            "set task_default_queue to a name that nothing else uses, or delete the old queue and "
-            "exchange when they are empty"
-        ) from error
+    return ConfigurationError(
+        f"RabbitMQ has what posthog_jobs declares, but of another kind: {error.reply_text}; set "
+        "task_default_queue to a name that nothing else uses, or delete the old queue and exchange "
+        "when they are empty"
+    )
 
 
 class Delays:
@@ -142,15 +137,42 @@ class Delays:
                 "use Redis as the broker, which holds any delay"
             )
 
-    def whole_seconds(self, countdown: float | None, eta: datetime | str | None) -> int | None:
+    def send(
+        self,
+        send: Callable[..., Any],
+        countdown: float | None,
+        eta: datetime | str | None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Send a delayed message.
+
+        Args:
+            send: Celery's `send_task`, with the task and its arguments.
+            countdown: seconds, as Celery's `apply_async` takes it.
+            eta: the moment instead, which wins over the countdown, as in Celery.
+            arguments: what else `send` takes.
+            options: what it takes by name.
+
+        Raises:
+            DelayTooLongError: it is delayed by over 2^28 - 1 seconds.
+            ConfigurationError: the names of two queues would make it run twice.
+        """
+        delay = self._whole_seconds(countdown, eta)
+        if delay is not None:
+            router = options.get("router") or self._app.amqp.router
+            options["router"] = DelayRouter(router, self._app.amqp.queues, self)
+        try:
+            return send(delay, None, *arguments, **options)
+        except NotFound:  # somebody has deleted what was declared, or reset the broker
+            self._prepared.clear()
+            return send(delay, None, *arguments, **options)
+
+    def _whole_seconds(self, countdown: float | None, eta: datetime | str | None) -> int | None:
         """Return a delay as RabbitMQ can hold it: whole seconds, rounded up, so never early.
 
         Celery cuts the fraction off, lets a worker hold the message in memory for that part, and
         raises a ValueError where nothing is left (`calculate_routing_key(int(countdown), …)`).
-
-        Args:
-            countdown: seconds, as Celery's `apply_async` takes it.
-            eta: the moment instead, which wins over the countdown, as in Celery.
 
         Returns:
             The seconds, or None when it is due now.
@@ -194,10 +216,6 @@ class Delays:
             queue(connection.default_channel).declare()
             bind_queue_to_native_delayed_delivery_exchange(connection, queue)
         self._prepared.add(queue.name)
-
-    def forget(self) -> None:
-        """Prepare every queue anew: the broker no longer has what was declared."""
-        self._prepared.clear()
 
     def _check_routing_key(self, queue: Queue) -> None:
         """Refuse a key that another queue's binding, `#.<key>`, matches too."""

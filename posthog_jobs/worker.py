@@ -7,6 +7,7 @@ from time import monotonic
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import PreconditionFailed
 from celery import signals
 from celery.bootsteps import RUN
 from celery.exceptions import NotRegistered
@@ -26,7 +27,7 @@ from posthog_jobs.errors import (
 from posthog_jobs.feed import INTERVAL
 from posthog_jobs.handover import confirm, recall
 from posthog_jobs.limits import unlimited_jobs
-from posthog_jobs.rabbitmq import names_are_free
+from posthog_jobs.rabbitmq import name_is_taken
 from posthog_jobs.reasons import Reason
 from posthog_jobs.requests import keep
 from posthog_jobs.tick_tasks import schedule_ticks
@@ -198,9 +199,12 @@ class JobConsumer(Consumer):
             except passes:
                 raise
             except Exception as error:
-                if message.acknowledged:
-                    raise
-                self._keep(message, Reason.UNDECODABLE, error)
+                if not message.acknowledged:
+                    self._keep(message, Reason.UNDECODABLE, error)
+                    return
+                # as with a plain task that was acknowledged before it ran, and then named another
+                # one to run which is none
+                logger.exception("Task %s ran, and its end failed", message.headers["id"])
 
         return on_task_received
 
@@ -245,8 +249,9 @@ class JobConsumer(Consumer):
         self.pool._does_debug = False  # noqa: SLF001  # Celery's debug log quotes the arguments
         self.app.runtime.on_change(lambda: self.call_soon(self._take_change))
         try:
-            with names_are_free():
-                super().start()
+            super().start()
+        except PreconditionFailed as error:
+            raise name_is_taken(error) from error
         finally:
             self.app.runtime.seen.forget()
 

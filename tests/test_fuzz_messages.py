@@ -23,6 +23,7 @@ DONE = {
     "raised": r"Task \S+\[\S+\] (?:raised|INTERNAL ERROR)",
     "revoked": r"Discarding revoked task: ",
     "refused": r"A message that cannot be (?:run|read) is kept as failed, under the id \S+:",
+    "ended": r"Task \S+ ran, and its end failed",
     "timed out": r"(?:Hard|Soft) time limit \(",
 }
 

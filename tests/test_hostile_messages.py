@@ -88,6 +88,23 @@ def test_tries_are_kept(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup) ->
         assert "\x1b" not in log
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])
+def test_a_task_whose_end_fails_ends_no_worker(
+    jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
+) -> None:
+    """A task of Celery's own that was acknowledged, and then names nothing to go on with."""
+    made = job()
+    made["headers"] |= {"task": "celery.accumulate", "id": "broken"}
+    made["body"][2]["chain"] = [["x"]]
+    with jobs_app.connection_for_write() as connection:
+        connection.default_channel.client.lpush("celery", encoded(made))
+        jobs_app.meta_for("sink").jobs.take(1).run_now()
+        poll("the next job", lambda: jobs_app.meta_for("sink").cache.get("taken"))
+    if pool == "solo":  # others have it in the log of a child or a thread
+        celery_setup.worker.assert_log_exists("Task broken ran, and its end failed")
+    assert celery_setup.worker.logs().count(" ready.") == 1
+
+
 def test_where_a_message_says_it_came_from_counts_for_nothing(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup
 ) -> None:

@@ -278,6 +278,7 @@ class DurableChannel(Base):
         if not self._buffer:
             return False
         buffer, callbacks, qos = self._buffer, self.connection._callbacks, self.qos
+        run_ready = self.connection.cycle.run_ready
         until, low = monotonic() + DELIVERY_BUDGET, len(buffer) // 2
         while buffer and qos.can_consume():
             name, tag, raw = buffer.popleft()
@@ -288,6 +289,9 @@ class DurableChannel(Base):
             message = self.reader.read(tag, raw, name)
             if message is not None:
                 callback(message)
+                # In the solo pool the job has run by now, and the event loop of a consumer that
+                # is not ours holds its acknowledgement: it must not wait for the jobs behind it.
+                run_ready()
                 if len(buffer) <= low and self._hungry and not self._in_poll:
                     self._brpop_start()  # Redis fetches more while the rest is worked off
                 if monotonic() >= until:

@@ -31,6 +31,12 @@ class Poller(kombu_redis.MultiChannelPoller):
         self._wake_at: float | None = None
         self._stock_restored_at = float("-inf")
 
+    def run_ready(self) -> None:
+        """Run what the event loop would run before it polls again, acknowledgements for one."""
+        if self.loop is not None and self.loop._ready:
+            for callback in self.loop._pop_ready():
+                callback()
+
     def arm(self, at: float) -> None:
         """See to it that a turn is taken at `at`, in seconds of the monotonic clock."""
         delay = at - monotonic()
