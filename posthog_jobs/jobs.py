@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import copy
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from uuid import uuid4
 
-from posthog_jobs.durations import LAST_DUE, due_at, due_in
+from posthog_jobs.durations import due_at, due_in
 from posthog_jobs.errors import JobCallError, UnknownJobError
 from posthog_jobs.handle import JobHandle
 from posthog_jobs.messages import ABSENT, JobMessage
 from posthog_jobs.payloads import check_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from posthog_jobs.definitions import JobFunction
@@ -44,11 +44,17 @@ class Origin:
 class JobCall:
     """A job and its payload, checked, before it is said when it shall run."""
 
-    __slots__ = ("_origin", "_template")
+    __slots__ = ("_message", "_origin")
 
-    def __init__(self, origin: Origin, template: JobMessage) -> None:
+    def __init__(self, origin: Origin, message: Callable[..., JobMessage]) -> None:
+        """Remember what the job is.
+
+        Args:
+            origin: whose it is.
+            message: makes its message of `id`, `due`, `eta` and `countdown`.
+        """
         self._origin: Final = origin
-        self._template: Final = template
+        self._message: Final = message
 
     def run_now(self) -> JobHandle:
         """Run the job as soon as a worker is free.
@@ -107,7 +113,7 @@ class JobCall:
     def _send(
         self, due: datetime, eta: datetime | None = None, countdown: float | None = None
     ) -> JobHandle:
-        message = replace(self._template, id=str(uuid4()), due=due, eta=eta, countdown=countdown)
+        message = self._message(id=str(uuid4()), due=due, eta=eta, countdown=countdown)
         outbox = self._origin.outbox
         what = f"enqueueing {message.job_name!r} of {self._origin}"
         return JobHandle(message.id, due, outbox, partial(outbox.sender.send, message), what)
@@ -163,18 +169,17 @@ class TriggerableJob:
             check_payload(payload[0])
             # what is sent is what was given and checked now
             value = copy.deepcopy(payload[0])
-        template = JobMessage(
-            id="",
+        message = partial(
+            JobMessage,
             app_id=installation.id,
             app_name=installation.definition.name,
             job_name=job.name,
             payload=value,
             payload_bytes=self._origin.outbox.sender.measure(value) if payload else 0,
-            due=LAST_DUE,
             key=key,
             if_waiting=if_waiting,
         )
-        return JobCall(self._origin, template)
+        return JobCall(self._origin, message)
 
     def _refuse(self, why: str, fix: str) -> NoReturn:
         raise JobCallError(f"job {self._job.name!r} of {self._origin} {why}; {fix}")
