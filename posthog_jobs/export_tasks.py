@@ -28,7 +28,6 @@ class FlushExportTask(DurableTask):
 
     def run(self, app_id: str) -> None:
         """Empty the buffer; again later if a server does not answer."""
-        self.begin()
         try:
             self.app.runtime.flush_export(app_id, str(self.request.id))
         except (StoreUnavailableError, BrokerUnavailableError) as error:
@@ -54,7 +53,6 @@ class ExportEventsTask(DurableTask):
 
     def run(self, app_id: str, events: list[dict[str, Any]]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
-        self.begin()
         try:
             export = self.app.runtime.batch(app_id, events)
         except (AppError, UnknownJobError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from posthog_jobs.errors import PayloadRefusedError
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 BY_HAND: Final = Delivery(id="")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadyJob:
     """A job whose app is set up; calling it runs it here and waits for its end.
 
@@ -58,7 +57,11 @@ def check_call(job: JobFunction, payload: object, app_id: str) -> None:
 
 
 def call_of(
-    job: JobFunction, payload: object, meta: Meta, delivery: Delivery
+    job: JobFunction,
+    payload: object,
+    meta: Meta,
+    delivery: Delivery,
+    release: Callable[[], None],
 ) -> Callable[[], None]:
     """Return the call of a job's function, with `meta.job` set meanwhile.
 
@@ -67,7 +70,9 @@ def call_of(
         payload: its payload, or ABSENT.
         meta: its installation's, set up.
         delivery: what its message says of this run.
+        release: called at the end.
     """
+    retries = job.retry.retries
     running = RunningJob(
         id=delivery.id,
         attempt=delivery.attempt,
@@ -76,11 +81,18 @@ def call_of(
         app_id=meta.app_id,
         team_id=meta.team_id,
         job_name=job.name,
-        max_attempts=None if job.retry.retries is None else job.retry.retries + 1,
+        max_attempts=None if retries is None else retries + 1,
     )
-    run = partial(run_job, running, job.time_limit, job.function)
-    if payload is not ABSENT:
-        return partial(run, payload, meta)
-    if job.optional_payload:
-        return partial(run, meta=meta)
-    return partial(run, meta)
+
+    def run() -> None:
+        try:
+            if payload is not ABSENT:
+                run_job(running, job.time_limit, job.function, payload, meta)
+            elif job.optional_payload:
+                run_job(running, job.time_limit, job.function, meta=meta)
+            else:
+                run_job(running, job.time_limit, job.function, meta)
+        finally:
+            release()
+
+    return run

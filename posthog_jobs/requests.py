@@ -134,7 +134,10 @@ class KeepingRequest(Request):
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name for it
         """Send an event, as Celery does, in which no secret is quoted."""
-        if not (self._eventer and self._eventer.enabled and self.task.send_events):
+        eventer = self._eventer
+        if not (eventer and eventer.enabled and self.task.send_events):
+            return
+        if eventer.groups and "task" not in eventer.groups:  # nobody monitors this worker
             return
         super().send_event(
             type,

@@ -217,8 +217,7 @@ class Runtime:
             )
         check_call(job, payload, app_id)
         meta, release = self._lifecycle.hold(installation)
-        run = call_of(job, payload, meta, delivery)
-        return ReadyJob(job.retry, _releasing(run, release))
+        return ReadyJob(job.retry, call_of(job, payload, meta, delivery, release))
 
     def hook(self, app_id: str, name: str) -> Callable[[], None] | None:
         """Return what runs a hook that takes `meta` alone; None if the app has no such hook.
@@ -337,7 +336,14 @@ class Runtime:
         # a copy, since a retry sends the batch as it came
         own = copy.deepcopy(events)
         meta, release = self._lifecycle.hold(installation)
-        return _releasing(partial(call, hook, own, meta), release)
+
+        def run() -> None:
+            try:
+                call(hook, own, meta)
+            finally:
+                release()
+
+        return run
 
     def flush_export(self, app_id: str, owner: str) -> None:
         """Send what is full or due in an installation's buffer, whether it is there or not.
@@ -404,16 +410,6 @@ class Runtime:
             self._exporter.drain(
                 installation, lambda _, events: partial(call, hook, copy.deepcopy(events), meta)
             )
-
-
-def _releasing(run: Callable[[], None], release: Callable[[], None]) -> Callable[[], None]:
-    def run_and_release() -> None:
-        try:
-            run()
-        finally:
-            release()
-
-    return run_and_release
 
 
 def _log(errors: Iterable[AppError]) -> None:

@@ -42,6 +42,8 @@ from posthog_jobs.transport.records import (
 )
 
 if TYPE_CHECKING:
+    from celery.app.task import Context
+
     from posthog_jobs.installations import Installation
     from posthog_jobs.retries import Policy
 
@@ -124,6 +126,7 @@ class DurableTask(Task):
         try:
             if request.called_directly:
                 return super().__call__(*args, **kwargs)
+            self._begin(request)
             return self.run(*args, **kwargs)
         except MemoryError as error:
             raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
@@ -138,7 +141,7 @@ class DurableTask(Task):
         """Tell whether a message's arguments are of this task's shape."""
         return not kwargs
 
-    def begin(self) -> None:
+    def _begin(self, request: Context) -> None:
         """Note that this is a worker; end here if the task was revoked while it was queued in it.
 
         A message that was delivered before is counted, since its job may be what ends workers.
@@ -151,13 +154,10 @@ class DurableTask(Task):
             WorkerLostTooOftenError: its worker died too often.
         """
         in_worker.set(True)
-        request = self.request
         if (request.delivery_info or {}).get("redelivered"):
             self.app.deliveries.check(self.name, request.id)
         state = sys.modules.get("celery.worker.state")  # which only a worker has imported
-        if state is None or not state.revoked:
-            return
-        if not request.called_directly and request.id in state.revoked:
+        if state is not None and request.id in state.revoked:
             logger.info("Discarding revoked task: %s[%s]", self.name, request.id)
             raise Ignore
 
@@ -231,10 +231,9 @@ class JobTask(DurableTask):
 
     def run(self, app_id: str, payload: object = ABSENT) -> None:
         """Run the job; again later if it raises `RetryError` or its app is not there."""
-        self.begin()
         try:
             job = self.app.runtime.job(
-                self.app_name, self.job_name, app_id, payload, self.delivery()
+                self.app_name, self.job_name, app_id, payload, _delivery(self.request)
             )
         except (AppError, UnknownJobError) as error:
             self.wait_for_app(error)
@@ -243,22 +242,6 @@ class JobTask(DurableTask):
         except RetryError as error:
             retries = self.request.retries
             self.again(error, job.retry, retries, retries=retries + 1)
-
-    def delivery(self) -> Delivery:
-        """Return what the message says of this run."""
-        request = self.request
-        headers = request.headers or {}
-        due = request.eta  # of a job that waited on RabbitMQ
-        if DUE_HEADER in headers:
-            due = datetime.fromtimestamp(headers[DUE_HEADER] / 1000, UTC)
-        elif due is not None:
-            due = datetime.fromisoformat(due)
-        return Delivery(
-            id=request.id,
-            attempt=request.retries + 1,
-            due=due,
-            key=headers.get(KEY_HEADER) or headers.get(KEPT_KEY_HEADER),
-        )
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id, and perhaps a payload."""
@@ -288,7 +271,6 @@ class CaptureTask(DurableTask):
 
     def run(self, event: dict[str, Any]) -> None:
         """Run the hooks; an `on_event` that raised `RetryError` again later, and alone."""
-        self.begin()
         runtime = self.app.runtime
         for processed in [event] if is_snapshot(event) else runtime.process_events([event]):
             runtime.on_event(processed, partial(self._later, processed))
@@ -318,7 +300,6 @@ class OnEventTask(DurableTask):
 
     def run(self, app_id: str, event: dict[str, Any]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
-        self.begin()
         reasons: list[Exception] = []
         try:
             self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)
@@ -345,6 +326,22 @@ class OnEventTask(DurableTask):
     def describe(self, args: Any) -> str:
         """Return the app id and the event's size."""
         return describe(args[0], len(dumps(args[1])))
+
+
+def _delivery(request: Context) -> Delivery:
+    """Return what a job's message says of this run."""
+    headers = request.headers or {}
+    due = request.eta  # of a job that waited on RabbitMQ
+    if DUE_HEADER in headers:
+        due = datetime.fromtimestamp(headers[DUE_HEADER] / 1000, UTC)
+    elif due is not None:
+        due = datetime.fromisoformat(due)
+    return Delivery(
+        id=request.id,
+        attempt=request.retries + 1,
+        due=due,
+        key=headers.get(KEY_HEADER) or headers.get(KEPT_KEY_HEADER),
+    )
 
 
 def describe(app_id: object, size: int | None) -> str:

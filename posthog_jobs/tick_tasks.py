@@ -58,7 +58,6 @@ class TickTask(DurableTask):
             app_id: the installation.
             boundary: the start of the minute, hour or day, in seconds since the epoch.
         """
-        self.begin()
         tick = Tick(app_id=app_id, hook=self.hook, boundary=datetime.fromtimestamp(boundary, UTC))
         ledger = self.app.tick_ledger
         try:

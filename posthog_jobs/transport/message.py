@@ -55,7 +55,7 @@ class Message(virtual.Message):
             decoded = super()._decode()
         else:
             try:
-                decoded = json.loads(body)
+                decoded = json.loads(body.decode())  # from bytes it would look for UTF-16
             except (ValueError, RecursionError):
                 decoded = super()._decode()  # kombu says in its own way that it is no JSON
         if isinstance(body, bytes):

@@ -99,7 +99,8 @@ def pack(message: dict[str, Any]) -> str:
     """
     text = dumps({**message, "headers": {**message["headers"], "eta": None}})
     name = identity(message)
-    if json.dumps(name) == f'"{name}"':
+    if name.isascii() and name.isprintable() and '"' not in name and "\\" not in name:
+        # JSON writes it as it is
         text = text.replace(f'"{name}"', f'"{_ID}"')
     tag = message["properties"]["delivery_tag"]
     text = text.replace(f'"delivery_tag":"{tag}"', f'"delivery_tag":"{_TAG}"')
@@ -130,7 +131,7 @@ def loads(raw: bytes) -> Any:
     """Decode a message; kombu's own way, which visits every object, only where it must."""
     if b"__type__" in raw:
         return kombu_loads(raw)
-    return json.loads(raw)
+    return json.loads(raw.decode())
 
 
 def body_of(message: dict[str, Any]) -> bytes:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.app.task import Context
 from celery.worker import request
+
+#: The headers that Celery's tasks have as attributes of `self.request`, or not at all.
+_CELERYS = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
 
 
 class Request(request.Request):
     """Celery's request, handing the pool the arguments that it has decoded already.
 
     Celery decodes a message's body when it arrives, and once more where the task runs. Set as
-    `Task.Request`. What the task gets is the same: arguments that `self.request.args` shares.
+    `Task.Request`. What the task gets is the same: arguments that `self.request.args` shares, and
+    the headers of its own in `self.request.headers`, for which Celery looks in a longer way.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -23,3 +28,6 @@ class Request(request.Request):
         if not self._decoded:
             self._body = self._message.payload
             self._content_type = self._content_encoding = None
+        headers = self._request_dict
+        if headers.get("headers") is None:
+            headers["headers"] = {name: headers[name] for name in headers.keys() - _CELERYS} or None
