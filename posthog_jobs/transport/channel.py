@@ -1,4 +1,4 @@
-"""The channel: publishing into queue or schedule, and a worker's turns."""
+"""The channel: what kombu publishes and consumes through, and a worker's turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from contextlib import contextmanager
 from queue import Empty
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from kombu.log import get_logger
@@ -19,10 +19,10 @@ from . import records, scripts
 from .lease import Lease
 from .line import Line
 from .message import Message
-from .outcome import Outcome, last_outcome
 from .qos import QoS
 from .reader import Reader
 from .sending import being_sent
+from .writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,7 @@ class DurableChannel(Base):
             message.check()  # before one more attempt to connect
         super().__init__(*args, **kwargs)
         self.keys = Keys(self.global_keyprefix)
-        self.reader = Reader(self)
+        self.reader, self.writer = Reader(self), Writer(self)
 
     # -- clients ----------------------------------------------------------------------------
 
@@ -112,73 +112,16 @@ class DurableChannel(Base):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Put a message that is due later, or has a key, into the schedule, else into its queue."""
-        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
-        headers = message.get("headers") or {}
         batch = kwargs.get("_publish_batch")
-        due = records.due_of(headers)
-        if due is not None and due <= time() * 1000 and records.KEY_HEADER not in headers:
-            headers[records.DUE_HEADER], headers["eta"], due = due, None, None
-        if due is None and records.KEY_HEADER not in headers:
-            if "task" in headers:
-                headers[records.SENT_HEADER] = int(time() * 1000)
-            if batch is not None:
-                super()._put(queue, message, **kwargs)
-                batch.add("eval", *self._eval_args(scripts.WAKE, [self.keys.wake(key)], []))
-                return
-            sent, who = self._sender()
-            keys = [self.keys.queue(key), self.keys.wake(key), *sent]
-            self._send(scripts.ENQUEUE, keys, [records.dumps(message), *who])
-        else:
-            keys, args = self._schedule_args(key, message, due or 0)
-            if batch is not None:
-                batch.add("eval", *self._eval_args(scripts.SCHEDULE, keys, args))
-            else:
-                sent, who = self._sender()
-                status, name = self._send(scripts.SCHEDULE, keys, [*args, *sent, *who])
-                last_outcome.set(Outcome(status.decode(), name.decode()))
-        if queue in self._expires and batch is None:
+        self.writer.write(queue, message, batch)
+        if queue not in self._expires:
+            return
+        if batch is None:
             with self.conn_or_acquire() as client:
                 self._maybe_update_queues_expire(client, queue)
-
-    def _sender(self) -> tuple[list[str], list[str]]:
-        """The key and the arguments by which a script knows what it took before."""
-        message = being_sent()
-        if message is None:
-            return [], []
-        again = message.attempt()
-        return [self.keys.sent(message.sender)], [message.token, "1" if again else "0"]
-
-    def _send(self, script: scripts.Script, keys: list[str], args: list[Any]) -> Any:
-        """Run a script that takes a message, and note when its reply is lost."""
-        line = self.line
-        try:
-            return script(line, keys, args)
-        except BaseException:
-            if line.unanswered and (message := being_sent()) is not None:
-                message.unanswered = True
-            raise
-
-    def _schedule_args(
-        self, key: str, message: dict[str, Any], due: int
-    ) -> tuple[list[str], list[Any]]:
-        """KEYS and ARGV of `schedule.lua`."""
-        headers = message["headers"]
-        partition = records.partition_of(
-            str(headers.get(records.APP_HEADER, "")), str(headers.get("task", ""))
-        )
-        return [*self.keys.fixed, self.keys.queue(key)], [
-            self.keys.prefix,
-            records.identity(message),
-            due,
-            partition,
-            str(headers.get(records.KEY_HEADER, "")),
-            str(headers.get(records.IF_WAITING_HEADER, "replace")),
-            records.pack(message),
-        ]
-
-    @staticmethod
-    def _eval_args(script: scripts.Script, keys: list[str], args: list[Any]) -> list[Any]:
-        return [script.text, len(keys), *keys, *args]
+        else:
+            for step in self.priority_steps:
+                batch.add("pexpire", self._q_for_pri(queue, step), self._expires[queue])
 
     # -- fetching ---------------------------------------------------------------------------
 

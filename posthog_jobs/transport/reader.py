@@ -92,11 +92,9 @@ class Reader:
             return False
         channel = self._channel
         if due > time() * 1000 and queue not in channel._no_ack_queues:
-            key = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-            keys, args = channel._schedule_args(key, message, due)
-            scripts.SCHEDULE(
-                channel.line, [*keys, channel.lease.inflight], [*args, "", "", "", tag]
-            )
+            writer = channel.writer
+            keys, args = writer.schedule_args(writer.list_of(queue, message), message, due)
+            scripts.SCHEDULE(channel.line, [*keys, channel.lease.inflight], [*args, "held", tag])
             channel.lease.forget(tag)
             return True
         headers["eta"], headers[records.DUE_HEADER] = None, due

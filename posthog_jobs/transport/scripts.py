@@ -56,7 +56,6 @@ def _escape(text: str) -> str:
 
 
 ENQUEUE: Final = Script("enqueue", ())
-WAKE: Final = Script("wake", ())
 BUFFER_EXPORT: Final = Script("buffer_export", ())
 TAKE_EXPORT: Final = Script("take_export", ())
 SCHEDULE: Final = Script("schedule")
