@@ -36,11 +36,12 @@ from posthog_jobs.events import check_event
 from posthog_jobs.export_tasks import ExportEventsTask, FlushExportTask
 from posthog_jobs.failures import Failures
 from posthog_jobs.handle import JobHandle
+from posthog_jobs.reaching import unavailable
 from posthog_jobs.redaction import guard
 from posthog_jobs.redis import RedisServer
 from posthog_jobs.registry import JobRegistry
 from posthog_jobs.runtime import Runtime
-from posthog_jobs.schedule import Schedule, unavailable
+from posthog_jobs.schedule import Schedule
 from posthog_jobs.sender import JobSender
 from posthog_jobs.settings import Settings
 from posthog_jobs.store import RedisStore

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from posthog_jobs.transport.records import body_of, check_shape
+from posthog_jobs.moments import moment_of
+from posthog_jobs.reasons import Reason
+from posthog_jobs.transport.records import body_of, check_shape, take
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from posthog_jobs.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,28 @@ class FailedJob:
     queue: str = ""
     raw: bytes = field(default=b"", repr=False)
 
+    @classmethod
+    def parse(cls, record: bytes, at: float, *, queue: str = "", raw: bytes = b"") -> Self:
+        """Read a value of the hash `failed`.
+
+        Args:
+            record: the value; see `lua/failed_lib.lua` for its shape.
+            at: when it was kept, in ms since the epoch.
+            queue: Redis list that it came from.
+            raw: its message.
+        """
+        details = details_of(record)
+        moments = {
+            name: None if details[name] is None else moment_of(details[name])
+            for name in ("due", "started", "ended")
+        }
+        return cls(
+            **{**details, **moments, "reason": Reason(details["reason"])},
+            failed=moment_of(int(at)),
+            queue=queue,
+            raw=raw,
+        )
+
     @property
     def envelope(self) -> dict[str, Any] | None:
         """The message, decoded: `headers`, `properties`, and the still encoded `body`.
@@ -78,6 +100,13 @@ class FailedJob:
             return None if self.envelope is None else body_of(self.envelope)
         except Exception:  # noqa: BLE001  # as a compression that nobody knows
             return None
+
+
+def details_of(record: bytes) -> dict[str, Any]:
+    """Return the details in a value of the hash `failed`, as a `Failure` has them."""
+    _, details = take(record)
+    decoded: dict[str, Any] = json.loads(details)
+    return decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

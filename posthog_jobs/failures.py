@@ -8,17 +8,17 @@ What is older than 30 days, or over `posthog_jobs_max_failures`, goes, the oldes
 
 from __future__ import annotations
 
-import base64
-import json
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from uuid import uuid4
 
-from posthog_jobs.errors import CursorError, LimitError, ReplayError, UnknownFailureError
-from posthog_jobs.failed import FailedCount, FailedJob, FailedPage
+from posthog_jobs.errors import ReplayError, UnknownFailureError
+from posthog_jobs.failed import FailedCount, FailedJob, FailedPage, details_of
 from posthog_jobs.keys import Keys
+from posthog_jobs.moments import milliseconds
+from posthog_jobs.paging import checked_limit, chunks, make_cursor, parse_cursor
+from posthog_jobs.reaching import reaching_broker
 from posthog_jobs.reasons import Reason
 from posthog_jobs.replay import replayed
-from posthog_jobs.schedule import chunks, milliseconds, moment_of, reaching_broker
 from posthog_jobs.transport import scripts
 from posthog_jobs.transport.dead_letters import KEPT_FOR
 from posthog_jobs.transport.failure import OPEN, REPLAYED, Failure
@@ -83,7 +83,7 @@ class Failures:
         if record is None or held is None or at is None:
             return None
         queue, raw = take(held)
-        return _job(_details(record), at, queue=queue.decode(), raw=raw)
+        return FailedJob.parse(record, at, queue=queue.decode(), raw=raw)
 
     @reaching_broker
     def list(
@@ -106,15 +106,14 @@ class Failures:
             CursorError: `cursor` is none of ours.
             LimitError: `limit` is no whole number above 0.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
-        place = _parse_cursor(cursor)
+        checked_limit(limit)
+        place = parse_cursor(cursor, (float, str), "FailedPage")
         state = REPLAYED if replayed else OPEN
         partitions = self._partitions(filters, state)
         rows = self._rows(partitions, _until(filters), limit + 1, place)
         page, more = rows[:limit], len(rows) > limit
         return FailedPage(
-            jobs=tuple(self._load(page)), cursor=_make_cursor(page[-1]) if more else None
+            jobs=tuple(self._load(page)), cursor=make_cursor(page[-1]) if more else None
         )
 
     @reaching_broker
@@ -229,7 +228,11 @@ class Failures:
         return counts
 
     def _rows(
-        self, partitions: Sequence[str], until: float | None, limit: int, place: _Row | None
+        self,
+        partitions: Sequence[str],
+        until: float | None,
+        limit: int,
+        place: _Row | None,
     ) -> Sequence[_Row]:
         """The newest behind a place, over all partitions."""
         oldest, newest = self._now() - KEPT_FOR, "+inf" if until is None else f"({until}"
@@ -266,7 +269,7 @@ class Failures:
             return []
         records = self._client.hmget(self._keys.failed, [task_id for _, task_id in rows])
         return [
-            _job(_details(record), at)
+            FailedJob.parse(record, at)
             for (at, _), record in zip(rows, records, strict=True)
             if record is not None
         ]
@@ -279,7 +282,7 @@ class Failures:
         return list(zip(*pipe.execute(), strict=True))
 
     def _replay(self, task_id: str, record: bytes, held: bytes) -> tuple[bytes, str]:
-        failure = Failure(**_details(record))
+        failure = Failure(**details_of(record))
         if failure.replayed_as is not None:
             raise ReplayError(
                 f"{task_id} was replayed already, as {failure.replayed_as}; if that failed too, "
@@ -287,7 +290,7 @@ class Failures:
             )
         queue, raw = take(held)
         new_id = str(uuid4())
-        message = replayed(_job(_details(record), 0, raw=raw), new_id)
+        message = replayed(FailedJob.parse(record, 0, raw=raw), new_id)
         status: bytes = self._run(
             scripts.REPLAY,
             task_id,
@@ -299,42 +302,6 @@ class Failures:
         return status, new_id
 
 
-def _details(record: bytes) -> dict[str, Any]:
-    """Return the details in a value of the hash `failed`; see `lua/failed_lib.lua`."""
-    _, details = take(record)
-    decoded: dict[str, Any] = json.loads(details)
-    return decoded
-
-
-def _job(details: dict[str, Any], at: float, *, queue: str = "", raw: bytes = b"") -> FailedJob:
-    moments = {
-        name: None if details[name] is None else moment_of(details[name])
-        for name in ("due", "started", "ended")
-    }
-    return FailedJob(
-        **{**details, **moments, "reason": Reason(details["reason"])},
-        failed=moment_of(int(at)),
-        queue=queue,
-        raw=raw,
-    )
-
-
 def _until(filters: Filters) -> float | None:
     before = filters.get("before")
     return None if before is None else milliseconds(before, "before")
-
-
-def _make_cursor(row: _Row) -> str:
-    return base64.urlsafe_b64encode(json.dumps(row).encode()).decode()
-
-
-def _parse_cursor(cursor: str | None) -> _Row | None:
-    if cursor is None:
-        return None
-    try:
-        at, task_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return float(at), str(task_id)
-    except (ValueError, TypeError) as error:
-        raise CursorError(
-            f"{cursor!r} is no cursor of this list; pass FailedPage.cursor as it is"
-        ) from error

@@ -7,44 +7,29 @@ here from the call that sends it until it is due; then it is in its queue and Ce
 
 from __future__ import annotations
 
-import base64
-import json
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
-
-from posthog_jobs.durations import LAST_DUE, due_at
-from posthog_jobs.errors import (
-    BrokerUnavailableError,
-    CursorError,
-    DueError,
-    LimitError,
-    NaiveDatetimeError,
-)
+from posthog_jobs.durations import due_at
 from posthog_jobs.keys import Keys
+from posthog_jobs.moments import EPOCH, milliseconds, moment_of
+from posthog_jobs.paging import checked_limit, chunks, make_cursor, parse_cursor
+from posthog_jobs.reaching import reaching_broker
 from posthog_jobs.transport import scripts
 from posthog_jobs.transport.records import Record, parse_partition, partition_of
 from posthog_jobs.waiting import Forecast, Page, Steered, WaitingJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from redis import Redis
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: Partitions and rows per script call, and jobs per batch of `cancel_all`, so that each call is
 #: short for the server.
 _PARTITIONS: Final = 200
 _ROWS: Final = 2000
 _BATCH: Final = 500
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MS: Final = timedelta(milliseconds=1)
 _PERIODS: Final = {
     "minute": 60_000,
     "hour": 3_600_000,
@@ -52,32 +37,6 @@ _PERIODS: Final = {
     "week": 7 * 86_400_000,
     "month": 30 * 86_400_000,
 }
-
-
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn what Redis' client and kombu raise into our own error.
-
-    Raises:
-        BrokerUnavailableError: the broker does not answer, or refuses the call.
-    """
-    try:
-        yield
-    except (RedisError, KombuError, OSError) as error:
-        raise BrokerUnavailableError(
-            f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
-        ) from error
-
-
-def reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
-    """Let a method raise BrokerUnavailableError, as `unavailable` does."""
-
-    @wraps(method)
-    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
-        with unavailable():
-            return method(*args, **kwargs)
-
-    return reaching
 
 
 #: Due time, partition and id of what waits: listed in this order, which needs no search for a
@@ -147,18 +106,17 @@ class Schedule:
             CursorError: `cursor` is none of ours.
             LimitError: `limit` is no whole number above 0.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
-        place = _parse_cursor(cursor)
+        checked_limit(limit)
+        due, partition, task_id = parse_cursor(cursor, (int, str, str), "Page") or (0, "", "")
         until = None if before is None else milliseconds(before, "before")
         partitions = self._partitions(app_id, job)
-        rows = self._first(partitions, limit + 1, place)
+        rows = self._first(partitions, limit + 1, (due, partition, task_id))
         if until is not None:
             rows = [row for row in rows if row[0] < until]
         page, more = rows[:limit], len(rows) > limit
         return Page(
             jobs=tuple(self._load([task_id for _, _, task_id in page])),
-            cursor=_make_cursor(*page[-1]) if more and page else None,
+            cursor=make_cursor(page[-1]) if more and page else None,
         )
 
     @reaching_broker
@@ -226,7 +184,7 @@ class Schedule:
         Raises:
             NaiveDatetimeError, DueError: `at` is no usable time; nothing was changed.
         """
-        due = milliseconds(due_at(at, now=_EPOCH, call="reschedule"), "at")
+        due = milliseconds(due_at(at, now=EPOCH, call="reschedule"), "at")
         return Steered(self._run(scripts.RESCHEDULE, task_id, due).decode())
 
     @reaching_broker
@@ -334,47 +292,3 @@ class Schedule:
         seconds, micros = self._client.time()
         late: int = seconds * 1000 + micros // 1000 - int(min(heads))
         return max(timedelta(), timedelta(milliseconds=late))
-
-
-def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Cut a sequence into parts of a size, the last of which may be shorter."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
-
-
-def milliseconds(moment: datetime, name: str) -> int:
-    """Milliseconds since the epoch, rounded up: nothing runs early."""
-    if not isinstance(moment, datetime):
-        raise DueError(f"{name} is of type {type(moment).__name__}; use an aware datetime")
-    if moment.utcoffset() is None:
-        raise NaiveDatetimeError(
-            f"{name}={moment.isoformat()} has no time zone; "
-            f"say {name}={moment.isoformat()}.replace(tzinfo=timezone.utc) if it is UTC"
-        )
-    return -((_EPOCH - moment) // _MS)
-
-
-def moment_of(milliseconds: int) -> datetime:
-    """The reverse; a plain task's eta may lie past what a datetime in UTC can hold."""
-    try:
-        return _EPOCH + milliseconds * _MS
-    except OverflowError:
-        return LAST_DUE
-
-
-def _make_cursor(*row: object) -> str:
-    return base64.urlsafe_b64encode(json.dumps(row).encode()).decode()
-
-
-def _parse_cursor(cursor: str | None) -> _Row:
-    if cursor is None:
-        return 0, "", ""
-    if not isinstance(cursor, str):
-        raise CursorError(f"a cursor is a string, not {type(cursor).__name__}; pass Page.cursor")
-    try:
-        due, partition, task_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return int(due), str(partition), str(task_id)
-    except (ValueError, TypeError) as exc:
-        raise CursorError(
-            f"{cursor!r} is no cursor of this list; pass Page.cursor as it is"
-        ) from exc

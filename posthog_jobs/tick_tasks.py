@@ -21,8 +21,8 @@ from posthog_jobs.errors import (
     RetryError,
     UnsupportedByBrokerError,
 )
+from posthog_jobs.reaching import unavailable
 from posthog_jobs.retries import NEVER, ON_TICK_RETRY, UNTIL_FREE, delay_after
-from posthog_jobs.schedule import unavailable
 from posthog_jobs.tasks import WAITED, DurableTask
 from posthog_jobs.ticks import TASKS, Tick, boundary_after, boundary_before
 from posthog_jobs.transport.outcome import last_outcome

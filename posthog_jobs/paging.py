@@ -1,0 +1,60 @@
+"""Pages of a listing: how long one is, and the cursor that leads on to the next."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+from posthog_jobs.errors import CursorError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+def checked_limit(limit: object) -> int:
+    """Return how many rows a page shall have at most.
+
+    Raises:
+        LimitError: it is no whole number above 0.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
+    return limit
+
+
+def make_cursor(row: tuple[float | str, ...]) -> str:
+    """Return the cursor of the page that begins behind a row."""
+    return base64.urlsafe_b64encode(json.dumps(row).encode()).decode()
+
+
+def parse_cursor(
+    cursor: str | None, kinds: tuple[Callable[[Any], Any], ...], page: str
+) -> tuple[Any, ...] | None:
+    """Return the row that a page begins behind.
+
+    Args:
+        cursor: what `make_cursor` returned; None for the first page.
+        kinds: the types of the row's parts.
+        page: the class whose `cursor` it should be, for the error.
+
+    Raises:
+        CursorError: it is no cursor of such a page.
+    """
+    if cursor is None:
+        return None
+    if not isinstance(cursor, str):
+        raise CursorError(f"a cursor is a string, not {type(cursor).__name__}; pass {page}.cursor")
+    try:
+        row = json.loads(base64.urlsafe_b64decode(cursor))
+        return tuple(kind(part) for kind, part in zip(kinds, row, strict=True))
+    except (ValueError, TypeError) as error:
+        raise CursorError(
+            f"{cursor!r} is no cursor of this list; pass {page}.cursor as it is"
+        ) from error
+
+
+def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Cut a sequence into parts of a size, the last of which may be shorter."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
