@@ -17,7 +17,7 @@ from posthog_jobs.rabbitmq import REFUSALS
 from posthog_jobs.tasks import CAPTURE, describe, task_name
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import IF_WAITING_HEADER, KEY_HEADER
-from posthog_jobs.transport.sending import SendingTimeoutError, sending
+from posthog_jobs.transport.sending import is_away, sending
 from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class JobSender:
                 )
                 if self._options is None:
                     self._options = self._short_cut()
-            except (KombuError, RedisError, OSError, SendingTimeoutError, *REFUSALS) as error:
+            except (KombuError, RedisError, OSError, *REFUSALS) as error:
                 with self._app.connection_for_write() as connection:
                     url = connection.as_uri()  # with its password masked
                     redis = connection.transport.driver_type == "redis"
@@ -177,9 +177,12 @@ class JobSender:
                         f"; whether it has {options['task_id']} is not known, since its answer was "
                         "lost"
                     )
+                did, fix = f"did not take {name} within {timeout:g} s", "see that it runs"
+                if not is_away(error):
+                    did, fix = f"refuses {name}", "see to what it says"
+                why = str(error).rstrip(".")
                 raise BrokerUnavailableError(
-                    f"the broker {url} did not take {name} within {timeout:g} s: {error}{outcome}; "
-                    "see that it runs, and that broker_url is right",
+                    f"the broker {url} {did}: {why}{outcome}; {fix}, and that broker_url is right",
                     uncertain=message.unanswered or not redis,
                 ) from error
 

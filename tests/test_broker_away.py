@@ -94,6 +94,53 @@ def test_a_broker_that_is_not_there() -> None:
     assert time.monotonic() - began >= 0.9
 
 
+def test_a_broker_that_is_not_there_says_why() -> None:
+    """The error tells what the last attempt met."""
+    jobs = app_for(f"redis://127.0.0.1:{free_port()}/0", timeout=0.5).meta_for("recorder").jobs
+    with pytest.raises(BrokerUnavailableError, match="Connection refused"):
+        jobs.record(1).run_now()
+
+
+@pytest.mark.parametrize(
+    ("login", "database", "why"),
+    [
+        (":wrong-horse@", 0, "invalid username-password"),
+        ("bob:wrong-horse@", 0, "invalid username-password"),
+        ("", 0, "Authentication required"),
+        (":correct-horse@", 99, "DB index is out of range"),
+    ],
+    ids=["password", "user", "no login", "database"],
+)
+def test_a_broker_that_refuses(
+    default_redis_broker: RedisProcess, login: str, database: int, why: str
+) -> None:
+    """What no further attempt would mend is told at the first one, without the password."""
+    redis = default_redis_broker.client
+    assert redis is not None
+    redis.config_set("requirepass", "correct-horse")
+    url = f"redis://{login}127.0.0.1:{default_redis_broker.port}/{database}"
+    jobs = app_for(url, timeout=600).meta_for("recorder").jobs
+
+    with pytest.raises(BrokerUnavailableError, match=f"refuses .*{why}.*nothing was enq") as error:
+        jobs.record(1).run_now()
+
+    assert not error.value.uncertain
+    assert "-horse" not in str(error.value)
+
+
+def test_a_login_that_is_asked_for_later(default_redis_broker: RedisProcess) -> None:
+    """A producer whose login is refused once its connection is lost is told so."""
+    jobs = app_for(default_redis_broker.url, timeout=600).meta_for("recorder").jobs
+    jobs.record(1).run_in(1, "hour")
+    redis = default_redis_broker.client
+    assert redis is not None
+    redis.config_set("requirepass", "correct-horse")
+    redis.client_kill_filter(_type="normal", skipme=True)
+
+    with pytest.raises(BrokerUnavailableError, match="Authentication required"):
+        jobs.record(2).run_in(1, "hour")
+
+
 def test_a_broker_that_comes_back(default_redis_broker: RedisProcess) -> None:
     """A job that is sent while the broker restarts is enqueued."""
     jobs = app_for(default_redis_broker.url).meta_for("recorder").jobs

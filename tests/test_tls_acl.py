@@ -187,6 +187,7 @@ def test_who_may_not_is_told(site: Site, url: dict[str, Any], why: str) -> None:
     app = PostHogJobs(config_source=site.config(**url))
     with pytest.raises(BrokerUnavailableError) as caught:
         app.meta_for("recorder").jobs.record(1).run_now()
+    assert why in str(caught.value)
     assert PASSWORD not in str(caught.value)
     with pytest.raises(BrokerUnavailableError) as caught:
         app.schedule.count()

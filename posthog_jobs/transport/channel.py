@@ -73,7 +73,12 @@ class DurableChannel(Base):
         self._head_at: float | None = None
         if (message := being_sent()) is not None:
             message.check()  # before one more attempt to connect
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:
+            if message is not None:
+                message.failed(error)
+            raise
         self.keys = Keys(self.global_keyprefix)
         self.reader, self.writer = Reader(self), Writer(self)
 

@@ -11,9 +11,19 @@ import threading
 from contextlib import nullcontext
 from contextvars import ContextVar
 from itertools import count
+from ssl import SSLEOFError, SSLError, SSLZeroReturnError
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Self
 from uuid import uuid4
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,7 +40,7 @@ class Sending:
         unanswered: whether the broker may have it, since a command was sent and its reply is lost.
     """
 
-    __slots__ = ("_before", "_tried", "_until", "sender", "token", "unanswered")
+    __slots__ = ("_before", "_error", "_tried", "_until", "sender", "token", "unanswered")
 
     _before: Token[Sending | None]
 
@@ -44,6 +54,7 @@ class Sending:
         self.sender = f"{_process}-{threading.get_ident():x}"
         self.token = str(next(_tokens))
         self._tried = False
+        self._error: BaseException | None = None
         self.unanswered = False
 
     def __enter__(self) -> Self:
@@ -73,11 +84,45 @@ class Sending:
     def check(self) -> None:
         """Raise SendingTimeoutError when the time for further attempts is over."""
         if monotonic() > self._until:
-            raise SendingTimeoutError("it did not answer in time")
+            raise SendingTimeoutError(str(self._error or "it did not answer in time"))
+
+    def failed(self, error: BaseException) -> None:
+        """Note why an attempt failed.
+
+        Raises:
+            SendingRefusedError: the next one would fail for the same reason.
+        """
+        self._error = error
+        if _is_refusal(error):
+            raise SendingRefusedError(str(error)) from error
 
 
-class SendingTimeoutError(Exception):
+class SendingTimeoutError(OperationalError):
     """The broker did not take a message in the time that it had."""
+
+
+class SendingRefusedError(OperationalError):
+    """The broker answers, and refuses the login, the TLS handshake or the command."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether what sending raised says that the broker is away, and not that it refuses."""
+    return not isinstance(error, SendingRefusedError | ResponseError) and not isinstance(
+        error.__cause__, ResponseError
+    )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if isinstance(error, ResponseError):
+        # these pass when the server that has taken over is found
+        return not isinstance(error, ClusterDownError | ReadOnlyError | TryAgainError)
+    # redis-py has an error of the handshake as the context of its own
+    handshake = error.__cause__ or error.__context__
+    return isinstance(error, AuthenticationError) or (
+        # a server that goes down may do so in the middle of a handshake
+        isinstance(handshake, SSLError)
+        and not isinstance(handshake, SSLEOFError | SSLZeroReturnError)
+    )
 
 
 _tokens: Final = count(1)

@@ -95,7 +95,8 @@ class Writer:
             args = [*args, "sent", message.token, "1" if again else "0"]
         try:
             return script(line, keys, args)
-        except BaseException:
-            if line.unanswered and message is not None:
-                message.unanswered = True
+        except BaseException as error:
+            if message is not None:
+                message.unanswered = message.unanswered or line.unanswered
+                message.failed(error)
             raise
