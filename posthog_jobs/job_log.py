@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from typing import TYPE_CHECKING, Final
+
+from celery.exceptions import CPendingDeprecationWarning
 
 from posthog_jobs.job_ends import Result
 
@@ -104,6 +107,8 @@ _repeats: Final = _Repeats()
 
 
 def replace_celerys() -> None:
-    """Leave out Celery's INFO lines about our tasks; any number of times."""
+    """Leave out Celery's INFO lines about our tasks, and a warning; any number of times."""
+    # of what Celery may do with running jobs once the connection is lost; ours stay on their lease
+    warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarning)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).addFilter(_repeats)

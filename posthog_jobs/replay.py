@@ -57,4 +57,5 @@ def replayed(job: FailedJob, task_id: str) -> str:
         "delivery_tag": task_id,
         "delivery_info": info,
     }
+    message = {name: part for name, part in message.items() if name != "redelivered"}
     return dumps({**message, "headers": headers, "properties": properties})

@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
+from redis.exceptions import RedisError
 
 from posthog_jobs.errors import (
     AppDisabledError,
@@ -40,6 +42,7 @@ from posthog_jobs.transport.records import (
     KEY_HEADER,
     SENT_HEADER,
 )
+from posthog_jobs.transport.sending import is_away
 
 if TYPE_CHECKING:
     from celery.app.task import Context
@@ -173,6 +176,7 @@ class DurableTask(Task):
 
         Raises:
             SentAgain: it was sent.
+            Reject: the broker is away; this delivery is not acknowledged, and comes again.
             RetriesExhaustedError: the policy has no retry left.
         """
         delay = delay_after(reason, policy, attempt)
@@ -191,9 +195,15 @@ class DurableTask(Task):
             for name, value in known.items()
             if name not in (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
         }
-        self.signature_from_request(
-            request, countdown=delay, argsrepr=request.argsrepr, headers=headers, **options
-        ).apply_async()
+        try:
+            self.signature_from_request(
+                request, countdown=delay, argsrepr=request.argsrepr, headers=headers, **options
+            ).apply_async()
+        except (OperationalError, RedisError, OSError) as error:
+            if not is_away(error):
+                raise
+            # kept unacknowledged: Celery logs this, and it comes again when the broker is back
+            raise Reject(f"the broker is away: {error}", requeue=True) from reason
         raise SentAgain(delay) from reason
 
     def wait_for_app(self, reason: Exception) -> NoReturn:

@@ -14,14 +14,15 @@ import pytest
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError, ConfigurationError
 from tests.conftest import APPS
-from tests.nodes import free_port, poll
-from tests.notes import wait_for
+from tests.nodes import RedisProcess, free_port, poll
+from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from posthog_jobs.jobs import Jobs
-    from tests.nodes import RedisProcess, WorkerProcess
+    from tests.nodes import WorkerProcess
 
 
 def app_for(url: str, timeout: float = 5) -> PostHogJobs:
@@ -257,6 +258,55 @@ def test_a_worker_waits_for_its_broker(
     assert log.count("Cannot connect") == 1
     assert log.count("Connected to ") >= 1
     assert "Traceback" not in log
+
+
+class TestRetries:
+    """A job raises `RetryError` while the broker is away."""
+
+    @pytest.fixture
+    def default_redis_broker(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        options = ("--appendonly", "yes", "--appendfsync", "always")
+        yield from RedisProcess.launch(tmp_path_factory.mktemp("redis"), *options).serve()
+
+    @pytest.fixture
+    def settings(self) -> dict[str, Any]:
+        return {"posthog_jobs_apps": APPS, "posthog_jobs_enqueue_timeout": 1}
+
+    @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+    def test_it_is_delivered_again(
+        self,
+        jobs_app: PostHogJobs,
+        default_worker_container: WorkerProcess,
+        default_redis_broker: RedisProcess,
+        tmp_path: Path,
+        pool: str,
+    ) -> None:
+        """It is not acknowledged, and so runs again when the broker is back; nothing failed."""
+        gate = tmp_path / "gate"
+        handle = jobs_app.meta_for("recorder").jobs.fail_at_gate(str(gate)).run_now()
+        wait_for(jobs_app, "fail_at_gate")
+        default_redis_broker.kill()
+        gate.touch()
+        poll(
+            "its retry is given up",
+            lambda: "reject requeue=True: the broker is away" in default_worker_container.logs(),
+        )
+        default_redis_broker.start()
+        default_redis_broker.ready()
+
+        waiting = poll("it waits for its retry", lambda: jobs_app.schedule.get(handle.id))
+
+        assert (waiting.attempt, waiting.last_error) == (2, "RetryError: not now")
+        assert [note["attempt"] for note in notes(jobs_app, "fail_at_gate")] == [1, 1]
+        assert jobs_app.failures.count() == 0
+        assert "In Celery 5.1" not in default_worker_container.logs()
+        poll("nothing is in flight", lambda: not in_flight(default_redis_broker))
+
+
+def in_flight(server: RedisProcess) -> list[bytes]:
+    assert server.client is not None
+    found: list[bytes] = server.client.keys("posthog_jobs:inflight:*")
+    return found
 
 
 @pytest.mark.parametrize("timeout", [0, -1, True, "5", 1e9, float("nan")])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.reasons import Reason
+from posthog_jobs.replay import replayed
 from posthog_jobs.tasks import WAITED
 from tests.conftest import APPS
 from tests.nodes import poll
@@ -209,6 +210,38 @@ def test_what_ends_its_worker_is_kept_in_the_end(
     assert {note["payload"] for note in ran} == set(range(6)), "no neighbour is blamed"
     if pool == "prefork":  # a worker that dies between the two leaves a count, which expires
         poll("no count is left", lambda: not keys_of(jobs_app, "posthog_jobs:deliveries:*"))
+
+
+@pytest.mark.parametrize("pool", ["prefork"])
+def test_what_cannot_be_marked_in_kombus_way_is_counted(jobs_app: PostHogJobs, pool: str) -> None:
+    """Poison: a message that has no place for kombu's marks is not delivered without end."""
+    sent = {}
+    for number, (changes, separators) in enumerate(
+        [
+            ({"properties": {"delivery_info": None}}, (",", ":")),
+            ({"properties": {"delivery_info": None}}, (" ,", " : ")),
+            ({}, ("\n,", "\n:")),
+        ]
+    ):
+        raw = message("posthog_jobs.poison.die", str(number), **changes)
+        raw["body"] = body(["poison", f"kill {number}"], {}, {})
+        sent[str(number)] = json.dumps(raw, separators=separators)
+    with jobs_app.connection_for_write() as connection:
+        connection.default_channel.client.lpush("celery", *sent.values())
+
+    kept = failed(jobs_app, len(sent))
+
+    assert {task_id: job.reason for task_id, job in kept.items()} == dict.fromkeys(
+        sent, Reason.WORKER_LOST
+    )
+    for task_id in sent:
+        ran = [
+            note for note in notes(jobs_app, "die", "poison") if note["how"] == f"kill {task_id}"
+        ]
+        assert 2 <= len(ran) <= 3
+        whole = jobs_app.failures.get(task_id)
+        assert whole is not None
+        assert '"redelivered"' not in replayed(whole, "new")
 
 
 def ready(worker: WorkerProcess) -> None:

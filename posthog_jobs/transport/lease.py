@@ -75,6 +75,7 @@ class Lease:
         self._ended: list[str] = []
         self._failures = DeadLetters(keys, self.inflight, max_failures)
         self._held: dict[str, None] = {}
+        self._requeued: list[str] = []
         self._next = 1
         self._kept: set[str] | None = None  # a set once the channel is closed
         self._released = False
@@ -114,6 +115,12 @@ class Lease:
 
     def end_count(self, task_id: str) -> None:
         """Let go the count of how often a job was started; from any thread."""
+    def requeue(self, tag: str) -> None:
+        """Put a message at the back of its queue, once Redis is there; from any thread."""
+        with self._lock:
+            self._requeued.append(tag)
+        self._nudge.set()
+
         with self._lock:
             self._ended.append(self._keys.deliveries(task_id))
         self._nudge.set()
@@ -175,9 +182,8 @@ class Lease:
         """Put messages back into their queues."""
         if not tags or os.getpid() != self._pid:
             return
-        with self._lock:
-            for tag in tags:
-                self._held.pop(tag, None)
+        for tag in tags:
+            self.forget(tag)
         left = iter(tags)
         while some := list(islice(left, 500)):
             self._call_put_back("only", "front" if front else "back", "0", some)
@@ -217,7 +223,7 @@ class Lease:
     def _release(self) -> None:
         self._flush()
         with self._lock:
-            kept = [*(self._kept or ()), *self._failures.tags]
+            kept = [*(self._kept or ()), *self._requeued, *self._failures.tags]
         while self._call_put_back("all", "front", "1", kept)[1]:
             pass
         self._released = True
@@ -233,10 +239,14 @@ class Lease:
             raise
 
     def _settle(self) -> None:
-        """Bring the failed jobs to Redis, and let go the counts of jobs that ended."""
+        """Put back what was rejected, keep what failed, and let go the counts of what ended."""
         with self._settling:  # who closes the channel and the thread may both be at it
             ended = self._ended[:1000]
             if ended:
+            if requeued := list(self._requeued):
+                self.put_back(requeued, front=False)
+                with self._lock:
+                    del self._requeued[: len(requeued)]
                 self._line.execute_command("DEL", *ended)
                 with self._lock:
                     del self._ended[: len(ended)]
@@ -279,7 +289,7 @@ class Lease:
     def _done(self) -> bool:
         if self._kept is None or not self._released or self._kept or self._acks:
             return False
-        if self._failures.tags or self._ended:
+        if self._failures.tags or self._ended or self._requeued:
             return False
         try:
             self._line.execute_command("ZREM", self._keys.leases, self.owner)

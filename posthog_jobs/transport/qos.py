@@ -36,9 +36,9 @@ class QoS(kombu_redis.QoS):
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Put a message at the back of its queue, or let it go."""
+        """Put a message at the back of its queue, or let it go; from any thread."""
         if requeue:
-            self.channel.lease.put_back([delivery_tag], front=False)
+            self.channel.lease.requeue(delivery_tag)
             self._quick_ack(delivery_tag)
         else:
             self.ack(delivery_tag)

@@ -55,6 +55,8 @@ class Reader:
                 # what is sent again goes where it came from, and not where a message says it did
                 info = properties["delivery_info"] = properties.get("delivery_info") or {}
                 info["exchange"], info["routing_key"] = "", queue
+                if "redelivered" in message or "redelivered" in (message.get("headers") or ()):
+                    info["redelivered"] = True
             return None if queue and self._postpone(queue, tag, message) else message
         except (RedisError, OSError):
             raise

@@ -111,6 +111,16 @@ def fail_once(payload: object, meta: Meta) -> None:
 
 
 @job
+def fail_at_gate(payload: str, meta: Meta) -> None:
+    """Fail for now, as soon as there is a file of this name."""
+    assert meta.job is not None
+    note(meta, "fail_at_gate", attempt=meta.job.attempt)
+    while not os.path.exists(payload):  # noqa: PTH110
+        time.sleep(0.01)
+    raise RetryError("not now")
+
+
+@job
 def wrong_job(meta: Meta) -> None:
     """Trigger a job that the app does not export."""
     note(meta, "wrong_job")

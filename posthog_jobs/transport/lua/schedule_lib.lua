@@ -128,12 +128,14 @@ local function promote(limit, now)
 end
 
 -- Marks a message as delivered before, as kombu does, without decoding it: cjson would turn
--- empty lists into empty objects.
+-- empty lists into empty objects. What has no place for kombu's marks has one of ours in front.
 local function redelivered(text)
   text = string.gsub(text, '"redelivered": ?false', '"redelivered": true')
   if string.find(text, '"redelivered": true', 1, true) then return text end
-  text = string.gsub(text, '("headers": ?{)', '%1"redelivered": true, ', 1)
-  text = string.gsub(text, '("delivery_info": ?{)', '%1"redelivered": true, ', 1)
+  local headers, info
+  text, headers = string.gsub(text, '("headers": ?{)', '%1"redelivered": true, ', 1)
+  text, info = string.gsub(text, '("delivery_info": ?{)', '%1"redelivered": true, ', 1)
+  if headers + info == 0 then text = string.gsub(text, '^%s*{', '{"redelivered": true, ', 1) end
   return (string.gsub(text, '"redelivered": true, }', '"redelivered": true}'))
 end
 
