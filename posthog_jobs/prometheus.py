@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Tally
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
@@ -21,6 +22,7 @@ from posthog_jobs.backlog import read_backlog
 from posthog_jobs.errors import UnsupportedByBrokerError
 from posthog_jobs.job_ends import Result
 from posthog_jobs.metric_labels import OTHER, UNKNOWN, MetricLabels
+from posthog_jobs.reasons import Reason
 from posthog_jobs.requests import DiscreetRequest
 from posthog_jobs.tasks import parse_task_name
 
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.job_ends import JobEnd
     from posthog_jobs.metric_labels import Pair
-    from posthog_jobs.reasons import Reason
     from posthog_jobs.redis import RedisServer
+    from posthog_jobs.transport.lease import Lease
 
 logger = get_logger(__name__)
 
@@ -105,9 +107,10 @@ class Metrics:
         """Count a message that is kept as failed because no job can be made of it."""
         self._failed.labels(*UNKNOWN, reason.value).inc()
 
-    def count_promoted(self, promoted: int) -> None:
-        """Count messages that were promoted; from any thread."""
-        self._promoted.inc(promoted)
+    def follow(self, lease: Lease) -> None:
+        """Count what a lease promotes, and what it is told cannot be read; from any thread."""
+        lease.on_promoted = self._promoted.inc
+        lease.on_refused = partial(self.count_unreadable, Reason.UNDECODABLE)
 
     def serve(self, port: int) -> None:
         """Serve the metrics on a thread of its own, until `close`; any number of calls do it once.

@@ -291,7 +291,7 @@ class JobConsumer(Consumer):
             return
         lease = getattr(self.task_consumer.channel, "lease", None)
         if lease is not None:
-            lease.on_promoted = self._metrics.count_promoted
+            self._metrics.follow(lease)
         self._metrics.serve(self.app.settings.metrics_port)
 
     def _queue_lists(self) -> dict[str, list[str]]:

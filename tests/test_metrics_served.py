@@ -123,6 +123,21 @@ def test_every_end_is_counted(
     assert not {"gone", "strange", "name", SECRET} & set(re.findall(r"\w+", scrape.text))
 
 
+def test_what_cannot_be_read_is_counted(
+    jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, port: int
+) -> None:
+    """Metrics: each message that no job can be made of is counted, whoever found it out."""
+    poll("the port", lambda: serves(port))
+    with jobs_app.connection_for_write() as connection:
+        no_json, no_task = "{", '{"body": "", "headers": {}, "properties": {}}'
+        connection.default_channel.client.lpush("celery", no_json, no_task)
+
+    poll("two are kept", lambda: jobs_app.failures.count() == 2)
+
+    reason = {"app": "unknown", "job": "unknown", "reason": "undecodable message"}
+    poll("both are counted", lambda: Scrape(port).value("failed_total", **reason) == 2)
+
+
 def test_what_runs_and_what_is_queued(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, port: int
 ) -> None:

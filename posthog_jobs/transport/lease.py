@@ -52,6 +52,7 @@ class Lease:
     Attributes:
         on_apps_version: called with the version of the installed apps, as each turn finds it.
         on_promoted: called with how many messages a turn promoted, if it did.
+        on_refused: called where a message that cannot even be read is kept as failed.
     """
 
     def __init__(
@@ -67,15 +68,16 @@ class Lease:
         self.lost = False
         self.on_apps_version: Callable[[int], object] | None = None
         self.on_promoted: Callable[[int], object] | None = None
+        self.on_refused: Callable[[], object] | None = None
         self._pool, self._line, self._keys = pool, Line(pool), keys
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         self._acks: list[str] = []
         self._ended: list[str] = []
+        self._requeued: list[str] = []
         self._failures = DeadLetters(keys, self.inflight, max_failures)
         self._held: dict[str, None] = {}
-        self._requeued: list[str] = []
         self._next = 1
         self._kept: set[str] | None = None  # a set once the channel is closed
         self._released = False
@@ -113,14 +115,14 @@ class Lease:
         self._failures.add(tag, failure)
         self._nudge.set()
 
-    def end_count(self, task_id: str) -> None:
-        """Let go the count of how often a job was started; from any thread."""
     def requeue(self, tag: str) -> None:
         """Put a message at the back of its queue, once Redis is there; from any thread."""
         with self._lock:
             self._requeued.append(tag)
         self._nudge.set()
 
+    def end_count(self, task_id: str) -> None:
+        """Let go the count of how often a job was started; from any thread."""
         with self._lock:
             self._ended.append(self._keys.deliveries(task_id))
         self._nudge.set()
@@ -241,12 +243,12 @@ class Lease:
     def _settle(self) -> None:
         """Put back what was rejected, keep what failed, and let go the counts of what ended."""
         with self._settling:  # who closes the channel and the thread may both be at it
-            ended = self._ended[:1000]
-            if ended:
             if requeued := list(self._requeued):
                 self.put_back(requeued, front=False)
                 with self._lock:
                     del self._requeued[: len(requeued)]
+            ended = self._ended[:1000]
+            if ended:
                 self._line.execute_command("DEL", *ended)
                 with self._lock:
                     del self._ended[: len(ended)]

@@ -79,7 +79,10 @@ class Reader:
             failure.id,
             failure.exception,
         )
-        self._channel.lease.fail(tag, failure)
+        lease = self._channel.lease
+        lease.fail(tag, failure)
+        if lease.on_refused is not None:
+            lease.on_refused()
 
     def _postpone(self, queue: str, tag: str, message: dict[str, Any]) -> bool:
         """Move a message that a stock producer queued before its time into the schedule.
