@@ -90,20 +90,22 @@ def _word(text: str) -> str:
     return json.dumps(text[:_LONGEST_WORD]) if text else "-"
 
 
-class _Repeats(logging.Filter):
+class _CelerysLines(logging.Filter):
     """Drops what Celery says of our tasks when they are received, and when they end well."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record pass, unless our own line says the same."""
+        """Let a record pass, unless our own line says the same; a result stays in its line."""
         data = getattr(record, "data", None)
-        return (
-            record.levelno > logging.INFO
-            or not isinstance(data, dict)
-            or not str(data.get("name")).startswith("posthog_jobs.")
-        )
+        if record.levelno > logging.INFO or not isinstance(data, dict):
+            return True
+        result = data.get("return_value")
+        if isinstance(result, str) and not result.isprintable():
+            # what a stranger had one of Celery's own tasks return; these are the line's arguments
+            data["return_value"] = ascii(result)[1:-1]
+        return not str(data.get("name")).startswith("posthog_jobs.")
 
 
-_repeats: Final = _Repeats()
+_celerys_lines: Final = _CelerysLines()
 
 
 def replace_celerys() -> None:
@@ -111,4 +113,4 @@ def replace_celerys() -> None:
     # of what Celery may do with running jobs once the connection is lost; ours stay on their lease
     warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarning)
     for name in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(name).addFilter(_repeats)
+        logging.getLogger(name).addFilter(_celerys_lines)

@@ -5,6 +5,7 @@ Nearly every message is of one shape, and each worker looks at each: so the look
 
 from __future__ import annotations
 
+from datetime import MAXYEAR, MINYEAR
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,6 +80,9 @@ def check_task(request: Request) -> None:
             raise InvalidTaskError(f"the header {header} is of the wrong type")
     if (stamped := headers.get("stamped_headers")) and not all(map(is_word, stamped)):
         raise InvalidTaskError("the stamps are of the wrong type")
+    # in UTC it may be in no year at all; Celery would drop the message
+    if (eta := request.eta) is not None and eta.year in (MINYEAR, MAXYEAR):
+        raise InvalidTaskError("it is due at no time")
     _check_embedded(request.body[2], request.message.headers)
 
 

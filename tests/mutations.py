@@ -74,7 +74,8 @@ def message(
     }  # fmt: skip
 
 
-def _protocol_1(random: Random) -> dict[str, Any]:
+def protocol_1(random: Random) -> dict[str, Any]:
+    """Return a message of Celery's protocol 1, which has all but the properties in its body."""
     body = {
         "task": TAKE, "id": _uuid(random), "args": ["sink", 1], "kwargs": {}, "retries": 0,
         "eta": None, "expires": None, "utc": True, "callbacks": None, "errbacks": None,
@@ -103,7 +104,7 @@ MAKERS: tuple[Callable[[Random], dict[str, Any]], ...] = (
     lambda random: message(random, "posthog_jobs.on_event", ["sink", copy.deepcopy(EVENT)]),
     lambda random: message(random, "posthog_jobs.run_every_minute", ["sink", 0]),
     lambda random: message(random, "celery.accumulate", [1, 2]),
-    _protocol_1,
+    protocol_1,
 )
 
 

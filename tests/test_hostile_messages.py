@@ -16,7 +16,7 @@ from posthog_jobs.reasons import Reason
 from posthog_jobs.transport import compression
 from posthog_jobs.transport.compression import MAX_INFLATED, inflate
 from posthog_jobs.transport.failure import Failure
-from tests.mutations import SOON, TAKE, encoded, message
+from tests.mutations import SOON, TAKE, encoded, message, protocol_1
 from tests.nodes import poll
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ OTHER = {"task": "celery.accumulate", "args": [1], "kwargs": {}, "options": {}}
 def job(headers: dict[str, Any] | None = None, **embed: Any) -> dict[str, Any]:
     made = message(Random(), TAKE, ["sink", 1], headers=headers)
     made["body"][2].update(embed)
+    return made
+
+
+def due(eta: str) -> dict[str, Any]:
+    made = protocol_1(Random())
+    made["body"]["eta"] = eta
     return made
 
 
@@ -62,6 +68,8 @@ TRIES: dict[str, Any] = {
     "retries below 0": job({"retries": -5}),
     "a time limit of no number": job({"timelimit": [float("nan"), None]}),
     "a moment that is none": job({"posthog_jobs_due": "now"}),
+    "due after the last year": due("9999-12-31T23:59:59-23:59"),
+    "due before the first year": due("0001-01-01T00:00:00+23:59"),
 }
 
 
@@ -103,6 +111,22 @@ def test_a_task_whose_end_fails_ends_no_worker(
     if pool == "solo":  # others have it in the log of a child or a thread
         celery_setup.worker.assert_log_exists("Task broken ran, and its end failed")
     assert celery_setup.worker.logs().count(" ready.") == 1
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_what_celerys_own_tasks_return_is_one_line(
+    jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
+) -> None:
+    """A result neither steers a terminal nor begins a line of the log."""
+    jobs_app.send_task("celery.accumulate", ("\x1b[2J", "a\nTask forged[1] succeeded in 0s"))
+
+    log = poll(
+        "its end", lambda: (log := celery_setup.worker.logs()).count("] succeeded in") and log
+    )
+
+    assert "\\x1b[2J" in log
+    assert "\x1b[2J" not in log
+    assert "\nTask forged" not in log
 
 
 def test_where_a_message_says_it_came_from_counts_for_nothing(
