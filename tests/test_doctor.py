@@ -229,6 +229,21 @@ def test_a_queue_that_nobody_consumes(app: PostHogJobs) -> None:
     assert "-Q celery,elsewhere,notes" in full.fix
 
 
+def test_a_queue_that_nothing_is_sent_to_any_more(app: PostHogJobs) -> None:
+    """Queues: what is left in one that no setting names is told; it may be another app's."""
+    app.send_task("posthog_jobs.recorder.record", ("recorder", 1), queue="left")
+    app.send_task("posthog_jobs.recorder.record", ("recorder", 1), queue="empty", countdown=0)
+    with app.connection_for_write() as connection:
+        connection.default_channel.client.delete("empty")
+
+    found = look(app)["queues"]
+
+    assert found.verdict is Verdict.WARN
+    assert "left (1 in it, 0 waiting for it)" in found.detail
+    assert "empty" not in found.detail
+    assert "-Q celery,left" in found.fix
+
+
 def test_messages_that_nobody_holds(app: PostHogJobs, redis: Redis) -> None:
     """In flight: of an owner without a lease; of one that died; and of a stock worker that did."""
     keys = Keys()

@@ -188,11 +188,13 @@ class Examination:
         app, crew = self._app, self._crew
         names = queues.routed(app, app.runtime.installations)
         waits: Mapping[str, int] = {}
+        others: set[str] = set()
         if not rabbitmq.is_configured(app.conf):
             waits = queues.waiting(self._client, self._keys)
+            others = queues.declared(self._client, self._keys)
         names.update(waits)
-        consumed = queues.consumed(app, crew, names, timeout=self._timeout)
-        return queues.queues(queues.loads(app, names, waits), consumed, crew)
+        loads = queues.loads(app, names, waits, others)
+        return queues.queues(loads, queues.consumed(app, crew, loads, timeout=self._timeout), crew)
 
     def _in_flight(self) -> Finding:
         return inflight.in_flight(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from posthog_jobs.doctor.search import search
 from posthog_jobs.findings import fail, ok, warn
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 #: Seconds after the end of a lease within which a living worker has put its messages back.
 GRACE: Final = 30
-#: Seconds that the search for hashes without a lease may take; a large cache has many keys.
-SEARCH: Final = 2.0
 
 
 def in_flight(client: Any, keys: Keys, *, stock_timeout: float, workers: bool) -> Finding:
@@ -26,7 +24,7 @@ def in_flight(client: Any, keys: Keys, *, stock_timeout: float, workers: bool) -
         stock_timeout: seconds after which what a stock worker left is put back.
         workers: whether any worker runs.
     """
-    found, complete = _hashes(client, keys)
+    found, complete = search(client, keys.inflight(""))
     leases = {
         owner.decode(): end / 1000
         for owner, end in client.zrange(keys.leases, 0, -1, withscores=True)
@@ -61,16 +59,3 @@ def in_flight(client: Any, keys: Keys, *, stock_timeout: float, workers: bool) -
     scope = "" if complete else " (too many keys to look for more than those under leases)"
     detail = f"messages, each held by a worker: {count:,}" if count else "nothing"
     return ok("in flight", f"{detail}{scope}")
-
-
-def _hashes(client: Any, keys: Keys) -> tuple[set[str], bool]:
-    """Return the owners that have a hash, and whether all keys could be looked at in time."""
-    prefix, until = keys.inflight(""), monotonic() + SEARCH
-    owners: set[str] = set()
-    cursor = 0
-    while monotonic() < until:
-        cursor, names = client.scan(cursor, match=f"{prefix}*", count=1000)
-        owners.update(name.decode().removeprefix(prefix) for name in names)
-        if not cursor:
-            return owners, True
-    return owners, False

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from posthog_jobs.doctor.search import search
 from posthog_jobs.doctor.workers import bystander
 from posthog_jobs.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
 from posthog_jobs.findings import fail, ok, warn
@@ -14,7 +15,7 @@ from posthog_jobs.ticks import PERIODS
 from posthog_jobs.transport.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from celery import Celery
 
@@ -33,7 +34,7 @@ _TASKS: Final = {
     **{hook: (f"posthog_jobs.{hook}",) for hook in PERIODS},
 }
 
-#: Between a queue's name and a priority, in the keys of kombu's lists.
+#: Between a queue's name and a priority, in the keys of kombu's lists, and in its bindings.
 _PRIORITY: Final = "\x06\x16"
 
 
@@ -45,11 +46,13 @@ class Load:
         messages: how many are in it.
         waiting: how many wait in the schedule, and will go to it.
         consumers: how many consumers the broker knows of; only RabbitMQ knows.
+        routed: whether jobs of this configuration go there; else it may be another app's.
     """
 
     messages: int = 0
     waiting: int = 0
     consumers: int = 0
+    routed: bool = True
 
 
 def routed(app: Celery, installations: Installations) -> set[str]:
@@ -85,11 +88,35 @@ def waiting(client: Any, keys: Keys) -> Counter[str]:
     return found
 
 
-def loads(app: Celery, names: Iterable[str], waits: Mapping[str, int]) -> dict[str, Load]:
-    """Ask the broker for the load of queues; one that is not there is empty."""
+def declared(client: Any, keys: Keys) -> set[str]:
+    """Return the queues that anybody has ever sent to on this Redis, by kombu's bindings."""
+    prefix = f"{keys.global_keyprefix}_kombu.binding."
+    exchanges, _ = search(client, prefix)
+    pipe = client.pipeline(transaction=False)
+    for exchange in sorted(exchanges):
+        pipe.smembers(f"{prefix}{exchange}")
+    bindings = {binding.decode() for members in pipe.execute() for binding in members}
+    names = {binding.rpartition(_PRIORITY)[2] for binding in bindings}
+    return {name for name in names if ".pidbox" not in name and not name.startswith("celeryev")}
+
+
+def loads(
+    app: Celery,
+    names: Collection[str],
+    waits: Mapping[str, int],
+    others: Collection[str] = (),
+) -> dict[str, Load]:
+    """Ask the broker for the load of queues; one that is not there is empty.
+
+    Args:
+        app: the Celery app.
+        names: the queues that jobs go to.
+        waits: queue → how many wait for it.
+        others: queues that matter if there is something in them.
+    """
     found = {}
     with app.connection_for_read() as connection:
-        for name in sorted(names):
+        for name in sorted({*names, *others}):
             messages = consumers = 0
             try:
                 with (
@@ -98,7 +125,14 @@ def loads(app: Celery, names: Iterable[str], waits: Mapping[str, int]) -> dict[s
                     _, messages, consumers = channel.queue_declare(queue=name, passive=True)
             except connection.channel_errors:
                 pass
-            found[name] = Load(messages=messages, waiting=waits.get(name, 0), consumers=consumers)
+            routed = name in names
+            if routed or messages:
+                found[name] = Load(
+                    messages=messages,
+                    waiting=waits.get(name, 0),
+                    consumers=consumers,
+                    routed=routed,
+                )
     return found
 
 
@@ -137,7 +171,7 @@ def queues(load: Mapping[str, Load], consumed: set[str], crew: Crew) -> Finding:
         f"{name} ({of.messages:,} in it, {of.waiting:,} waiting for it)"
         for name, of in nobodys.items()
     )
-    full = any(of.messages or of.waiting for of in nobodys.values())
+    full = any(of.routed and (of.messages or of.waiting) for of in nobodys.values())
     judge = fail if full and not crew.silent else warn
     return judge(
         "queues",
