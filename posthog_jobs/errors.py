@@ -72,7 +72,11 @@ class AppSetupError(AppError):
 
 
 class AppExitError(AppError):
-    """An app's code called `sys.exit`, which is not its to decide."""
+    """An app's code called `sys.exit`, or raised what is no Exception, as KeyboardInterrupt."""
+
+
+class AppUnreadableError(AppError):
+    """An app's code raised an exception whose own text cannot be read: its `__str__` raises."""
 
 
 class AppMemoryError(AppError):

@@ -12,7 +12,13 @@ from concurrent.futures import wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import AppExitError, JobTimeLimitError, PostHogJobsError
+from posthog_jobs.errors import (
+    AppExitError,
+    AppUnreadableError,
+    JobTimeLimitError,
+    PostHogJobsError,
+    RetryError,
+)
 from posthog_jobs.lane import unawaited
 from posthog_jobs.running import current_job
 
@@ -109,7 +115,8 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     Raises:
         Exception: what it raised, or what one of its un-awaited calls (a job that it triggered,
             a value that it stored) failed with.
-        AppExitError: it called `sys.exit`, and this is a worker.
+        AppExitError: it called `sys.exit`, or raised what is no Exception, and this is a worker.
+        AppUnreadableError: it raised what cannot be logged.
     """
     return _call(None, None, function, args, kwargs)
 
@@ -155,18 +162,45 @@ def _call(
         result = function(*args, **kwargs)
         if result is not None and inspect.isawaitable(result):
             return _loop_thread.run(result, limit)
-    except SystemExit as error:
-        # Elsewhere it may come from a signal handler of the program that this is; in a worker the
-        # message would be delivered again, and end the next worker. Celery's own are subclasses.
-        if type(error) is not SystemExit or not in_worker.get() or _is_terminated():
+    except Exception as error:
+        _check_readable(error, function)
+        raise
+    except BaseException as error:
+        # Elsewhere it may come from a signal handler of the program that this is; in a worker it
+        # would end what else is to run, or the worker, and then the next one, to which the message
+        # is delivered again. Celery's own are subclasses of SystemExit.
+        is_exit = isinstance(error, SystemExit)
+        if not in_worker.get() or (is_exit and (type(error) is not SystemExit or _is_terminated())):
             raise
-        name = getattr(function, "__qualname__", repr(function))
+        did = (
+            f"called sys.exit({error.code!r})"
+            if isinstance(error, SystemExit)
+            else f"raised {type(error).__name__}, which is no Exception"
+        )
         raise AppExitError(
-            f"{name} called sys.exit({error.code!r}); return, or raise an exception, instead"
+            f"{_name(function)} {did}; return, or raise an exception, instead"
         ) from error
     finally:
         current_job.reset(token)
     return result
+
+
+def _check_readable(error: Exception, function: Callable[..., Any]) -> None:
+    """Raise what can be logged and kept in place of an exception that cannot."""
+    try:
+        str(error), repr(error)
+    except Exception:  # noqa: BLE001  # an app's code, which may do anything
+        text = (
+            f"{_name(function)} raised {type(error).__name__}, whose text cannot be read; mend "
+            "its __str__ and __repr__"
+        )
+        if isinstance(error, RetryError):
+            raise RetryError(text, delay=error.delay) from error
+        raise AppUnreadableError(text) from error
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
 
 
 def _is_terminated() -> bool:

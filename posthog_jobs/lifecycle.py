@@ -267,7 +267,10 @@ class Lifecycle:
 def _run_teardown(readiness: _Readiness) -> None:
     teardown = readiness.installation.definition.hooks.get("teardown_plugin")
     if teardown is not None:
+        token = in_worker.set(True)  # an app that exits ends nothing but its own hook
         try:
             call(teardown, readiness.meta)
         except Exception:
             logger.exception("teardown_plugin of app id %r failed", readiness.meta.app_id)
+        finally:
+            in_worker.reset(token)

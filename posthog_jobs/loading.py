@@ -88,7 +88,9 @@ def _load_module(name: str) -> AppDefinition:
                 "folder on PYTHONPATH"
             ) from None
         raise _import_failed(name, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _import_failed(name, error) from error
     manifest = NO_MANIFEST
     if module.__file__:
@@ -134,8 +136,10 @@ def _load_path(source: str, path: Path) -> AppDefinition:
     except AppLoadError:
         del sys.modules[module_name]
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[module_name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise _import_failed(source, error) from error
 
 

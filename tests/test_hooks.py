@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import AppSetupError, RetryError
+from posthog_jobs.execution import in_worker
 from posthog_jobs.hooks import on_event, process_event, process_events
 from tests.installed import build, install
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from posthog_jobs.installations import Installation
     from posthog_jobs.meta import Meta
 
@@ -93,16 +96,49 @@ def loses_team(event: Event, meta: Meta) -> Event:
     return event
 
 
+class Abyss(BaseException):
+    """What `except Exception` lets pass."""
+
+
+def falls(event: Event, meta: Meta) -> Event:
+    raise Abyss("deep")
+
+
+async def interrupts(event: Event, meta: Meta) -> Event:
+    raise KeyboardInterrupt
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def mute(event: Event, meta: Meta) -> Event:
+    raise MuteError
+
+
 def loses_name(event: Event, meta: Meta) -> Event:
     del event["event"]
     return event
 
 
+@pytest.fixture
+def _in_worker() -> Iterator[None]:
+    """A worker, in which no app can end more than its own hook."""
+    token = in_worker.set(True)
+    yield
+    in_worker.reset(token)
+
+
+@pytest.mark.usefixtures("_in_worker")
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [
         (raises, "ValueError: in the hook"),
         (raises_later, "ValueError: in the hook"),
+        (falls, "falls raised Abyss, which is no Exception"),
+        (interrupts, "interrupts raised KeyboardInterrupt, which is no Exception"),
+        (mute, "mute raised MuteError, whose text cannot be read"),
         (changes_team, "changed team_id from 1 to 2; an app must leave it"),
         (loses_team, "changed team_id from 1 to None"),
         (loses_name, "returned what is no event: the event has no name"),

@@ -389,6 +389,29 @@ def test_a_teardown_that_exits(caplog: pytest.LogCaptureFixture) -> None:
     poll("the log", lambda: "called sys.exit(3)" in caplog.text)
 
 
+@pytest.mark.parametrize("ends", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_teardown_that_ends_the_process(
+    ends: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """teardown_plugin: when the process stops, one that exits keeps no other app from its own."""
+    order: list[str] = []
+
+    def teardown_plugin(meta: Meta) -> None:
+        order.append(meta.app_id)
+        raise ends
+
+    life = Lifecycle(build)
+    for app_id in ("one", "two"):
+        life.meta(install(app_id, teardown_plugin=teardown_plugin))
+
+    life.tear_down()
+
+    assert order == ["one", "two"]
+    assert [record.message for record in caplog.records] == [
+        f"teardown_plugin of app id {app_id!r} failed" for app_id in order
+    ]
+
+
 @pytest.mark.parametrize("hook", ["teardown_plugin", "export_events"])
 def test_what_comes_before_the_end(hook: str, caplog: pytest.LogCaptureFixture) -> None:
     """A changed app exports its rest before teardown_plugin, which runs though that fails."""

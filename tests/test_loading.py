@@ -69,6 +69,7 @@ def test_sources_that_are_not_there(source: str, message: str) -> None:
 BROKEN = {
     "raises": ("\nraise RuntimeError('no config')", "RuntimeError: no config", 2),
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3", 1),
+    "falls": ("raise GeneratorExit", "GeneratorExit", 1),
     "syntax": ("x = 1\ndef a(:\n", "SyntaxError", 2),
     "nested": ("import no_such_library", "No module named 'no_such_library'", 1),
     "bare": ("assert False", "raised AssertionError \\(", 1),

@@ -269,6 +269,7 @@ def test_each_reason(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool:
         jobs.hungry().run_now().id: (Reason.EXCEPTION, "AppMemoryError"),
         jobs.interrupt().run_now().id: (Reason.EXCEPTION, "AppExitError"),
         jobs.leave().run_now().id: (Reason.EXCEPTION, "AppExitError"),
+        jobs.mute().run_now().id: (Reason.EXCEPTION, "AppUnreadableError"),
         jobs_app.send_task(f"{name}.without_payload", ("poison", 1)).id: (
             Reason.PAYLOAD_REFUSED,
             "PayloadRefusedError",

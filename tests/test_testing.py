@@ -306,6 +306,21 @@ class TestHooks:
         with pytest.raises(AppExitError, match=r"sys\.exit"):
             app.on_event(create_event())
 
+    @pytest.mark.parametrize("ends", [KeyboardInterrupt, pytest.fail.Exception])
+    def test_a_test_can_be_ended(self, ends: type[BaseException]) -> None:
+        """Hooks: Ctrl-C, and a fake that fails the test, end it though they come in app code."""
+
+        def end(*_: object) -> None:
+            raise ends
+
+        app = app_of(on_event=end, jobs={"end": end})
+
+        with pytest.raises(ends):
+            app.on_event(create_event())
+        app.meta.jobs.end(1).run_now()
+        with pytest.raises(ends):
+            app.run_due()
+
     def test_async_tests_are_told_what_to_do(self) -> None:
         """Async: in a running loop the message names to_thread, which works."""
         app = app_of(process_event=lambda event, meta: event)

@@ -8,9 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from posthog_jobs.durations import due_in
-from posthog_jobs.errors import AppError, AppSetupError, EventError, PostHogJobsError
+from posthog_jobs.errors import (
+    AppError,
+    AppExitError,
+    AppSetupError,
+    EventError,
+    PostHogJobsError,
+)
 from posthog_jobs.events import check_event
-from posthog_jobs.execution import call, in_worker
+from posthog_jobs.execution import call
 from posthog_jobs.hooks import processed, processed_batch
 from posthog_jobs.lane import in_event_loop
 from posthog_jobs.messages import ABSENT
@@ -264,12 +270,16 @@ class AppTester:
 
 @contextmanager
 def _as_worker() -> Iterator[None]:
-    """Treat what app code does as in a worker, where it cannot end the process."""
-    token = in_worker.set(True)
+    """Let app code end the process no more than it can in a worker.
+
+    Ctrl-C, and what `pytest.fail` raises, are the test's own, and pass.
+    """
     try:
         yield
-    finally:
-        in_worker.reset(token)
+    except SystemExit as error:
+        raise AppExitError(
+            f"the app called sys.exit({error.code!r}); return, or raise an exception, instead"
+        ) from error
 
 
 def _refuse_event_loop() -> None:

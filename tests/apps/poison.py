@@ -39,6 +39,18 @@ def interrupt(meta: Meta) -> None:
     raise KeyboardInterrupt
 
 
+class MuteError(Exception):
+    """It cannot tell what is wrong."""
+
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+@job
+def mute(meta: Meta) -> None:
+    raise MuteError
+
+
 @job
 async def leave(meta: Meta) -> None:
     sys.exit(3)
