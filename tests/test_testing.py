@@ -7,6 +7,7 @@ import copy
 import json
 import sys
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import ANY
@@ -31,6 +32,7 @@ from posthog_jobs.errors import (
     UnknownJobError,
 )
 from posthog_jobs.events import check_event
+from posthog_jobs.retries import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.testing import (
     ABSENT,
     AppTester,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from posthog_jobs import JobHandle, Meta, PluginEvent
+    from posthog_jobs import JobHandle, Meta, PluginEvent, RetryPolicy
 
 NOON = datetime(2031, 1, 31, 12, tzinfo=UTC)
 
@@ -199,21 +201,95 @@ class TestHooks:
             app.process_event(create_event())
 
     def test_what_raises_raises(self) -> None:
-        """Hooks: what a hook raises reaches the test as it is, sync or async, RetryError too."""
+        """Hooks: what a hook raises reaches the test as it is, sync or async."""
 
         async def on_event(event: PluginEvent, meta: Meta) -> None:
             await asyncio.sleep(0)
-            raise RetryError("not now")
+            raise ValueError("no url")
 
         def process_event(event: PluginEvent, meta: Meta) -> None:
             raise KeyError("url")
 
-        app = app_of(process_event=process_event, on_event=on_event)
+        def run_every_hour(meta: Meta) -> None:
+            raise RetryError("not now")
+
+        app = app_of(process_event=process_event, on_event=on_event, run_every_hour=run_every_hour)
 
         with pytest.raises(KeyError, match="url"):
             app.process_event(create_event())
-        with pytest.raises(RetryError, match="not now"):
+        with pytest.raises(ValueError, match="no url"):
             app.on_event(create_event())
+        with pytest.raises(RetryError, match="not now"):
+            app.run_every_hour()
+        app.jobs.assert_nothing_scheduled()
+
+    @pytest.mark.parametrize(
+        ("hook", "policy"),
+        [
+            ("on_event", ON_RETRY_ERROR),
+            ("on_snapshot", ON_RETRY_ERROR),
+            ("export_events", ON_EXPORT_RETRY),
+        ],
+    )
+    def test_retries(self, hook: str, policy: RetryPolicy) -> None:
+        """Hooks: after RetryError it waits as in a worker, with what it got, and is given up."""
+        seen: list[tuple[Any, timedelta]] = []
+
+        async def busy(given: Any, meta: Meta) -> None:
+            assert meta.job is None
+            seen.append((copy.deepcopy(given), app.clock.now - NOON))
+            given.clear()
+            raise RetryError("the server is busy")
+
+        exports: dict[str, Any] = {hook: busy}
+        app = app_of(**exports)
+        given: Any = [create_event(), create_event()] if hook == "export_events" else create_event()
+
+        getattr(app, hook)(given)
+        job = app.jobs.assert_scheduled(hook, payload=given, in_=(policy.first, "seconds"))
+        assert (job.attempt, job.is_hook) == (1, True)
+        with pytest.raises(RetriesExhaustedError, match=rf"hook '{hook}'.*the server is busy"):
+            app.run_due(after=(1, "month"))
+
+        assert policy.retries is not None
+        waits = [0.0, *(policy.delay(attempt) or 0 for attempt in range(policy.retries))]
+        assert [at.total_seconds() for _, at in seen] == list(accumulate(waits))
+        assert all(event == given for event, _ in seen)
+        assert [failed.job.name for failed in app.jobs.failed] == [hook]
+        app.jobs.assert_nothing_scheduled()
+
+    def test_a_retry_that_asks_for_a_delay(self) -> None:
+        """Hooks: a delay of RetryError's own counts, and what it triggers at last runs too."""
+
+        def on_event(event: PluginEvent, meta: Meta) -> None:
+            if meta.cache.incr("runs") == 1:
+                raise RetryError("not now", delay=90)
+            meta.jobs.note(event["event"]).run_in(1, "second")
+
+        app = app_of(on_event=on_event)
+        app.on_event(create_event())
+
+        app.jobs.assert_scheduled("on_event", in_=(90, "seconds"))
+        names = [job.name for job in app.run_due(after=(2, "minutes"))]
+
+        assert names == ["on_event", "note"]
+        assert ran(app) == ["sign up"]
+
+    def test_a_retry_that_fails_otherwise(self) -> None:
+        """Hooks: what a hook raises when it is run again, raises in the test or is kept."""
+
+        def export_events(events: list[PluginEvent], meta: Meta) -> None:
+            raise RetryError("not now") if meta.cache.incr("runs") == 1 else KeyError("url")
+
+        app = app_of(export_events=export_events)
+        app.export_events([create_event()])
+
+        with pytest.raises(KeyError) as raised:
+            app.run_due(after=(6, "seconds"))
+        assert raised.value.__notes__ == [
+            "raised by hook 'export_events', which was due at 2031-01-31T12:00:06+00:00"
+        ]
+        assert len(app.jobs.failed) == 1
 
     def test_what_is_no_event_of_the_app(self) -> None:
         """Hooks: what they would never be called with is refused."""

@@ -58,6 +58,7 @@ def run_until(
 
 def _attempt(job: ScheduledJob, schedule: MemorySchedule, run: ReadyJob) -> FailedJob | None:
     failure: Exception
+    what = f"{'hook' if job.is_hook else 'job'} {job.name!r}"
     try:
         run()
     except RetryError as error:
@@ -66,13 +67,12 @@ def _attempt(job: ScheduledJob, schedule: MemorySchedule, run: ReadyJob) -> Fail
             schedule.again(job, delay)
             return None
         failure = RetriesExhaustedError(
-            f"job {job.name!r} raised RetryError at each of {job.attempt + 1} attempts; the last "
-            f"one: {error}"
+            f"{what} raised RetryError at each of {job.attempt + 1} attempts; the last one: {error}"
         )
         failure.__cause__ = error
     except Exception as error:  # noqa: BLE001  # whoever runs the jobs raises it, or keeps it
         failure = error
     else:
         return None
-    failure.add_note(f"raised by job {job.name!r}, which was due at {job.due.isoformat()}")
+    failure.add_note(f"raised by {what}, which was due at {job.due.isoformat()}")
     return FailedJob(job=job, error=failure)

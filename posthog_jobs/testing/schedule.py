@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from kombu.utils.json import dumps, loads
 
@@ -23,17 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledJob:
-    """A job that was triggered and has not run.
+    """A job that was triggered and has not run, or a hook that is run again.
 
     Attributes:
         id: the handle's.
-        name: the exported name.
-        payload: its payload, as it arrives; ABSENT if it has none.
+        name: the exported name; of a hook Python's.
+        payload: its payload, as it arrives; ABSENT if it has none. Of a hook the event, or events.
         due: when it is due, in UTC.
         key: the key it waits under, if it has one.
         sent_key: the key that it was triggered with; a retry waits under none.
         attempt: how often it has raised `RetryError`.
         sent: when it was triggered, or sent again after `RetryError`.
+        is_hook: whether it is a hook.
     """
 
     id: str
@@ -44,6 +46,7 @@ class ScheduledJob:
     sent_key: str | None
     attempt: int
     sent: datetime
+    is_hook: bool = False
 
 
 class MemorySchedule:
@@ -140,6 +143,22 @@ class MemorySchedule:
         with self._lock:
             self._promote()
             del self._jobs[job.id]
+
+    def wait_for_hook(self, name: str, payload: object, delay: float) -> None:
+        """Let a hook that was run once, and raised `RetryError`, wait for so many seconds."""
+        now = self.now()
+        first = ScheduledJob(
+            id=str(uuid4()),
+            name=name,
+            payload=loads(dumps(payload)),
+            due=now,
+            key=None,
+            sent_key=None,
+            attempt=0,
+            sent=now,
+            is_hook=True,
+        )
+        self.again(first, delay)
 
     def again(self, job: ScheduledJob, delay: float) -> None:
         """Let a job that was taken wait for so many seconds, under its id and no key."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from posthog_jobs.durations import due_in
 from posthog_jobs.errors import (
     AppError,
-    AppExitError,
     AppSetupError,
     EventError,
-    PostHogJobsError,
+    RetryError,
 )
 from posthog_jobs.events import check_event
 from posthog_jobs.execution import call
 from posthog_jobs.hooks import processed, processed_batch
-from posthog_jobs.lane import in_event_loop
 from posthog_jobs.messages import ABSENT
+from posthog_jobs.ready_job import ReadyJob
+from posthog_jobs.retries import ON_EXPORT_RETRY, ON_RETRY_ERROR, delay_after
 from posthog_jobs.running import Delivery
 from posthog_jobs.runtime import Runtime
 from posthog_jobs.settings import Settings
+from posthog_jobs.testing.boundary import as_worker, refuse_event_loop
 from posthog_jobs.testing.clock import Clock
 from posthog_jobs.testing.due import run_until
 from posthog_jobs.testing.memory import MemoryServer
@@ -31,7 +32,7 @@ from posthog_jobs.testing.schedule import MemorySchedule
 from posthog_jobs.testing.source import loadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from posthog_jobs.definitions import Function
@@ -39,11 +40,18 @@ if TYPE_CHECKING:
     from posthog_jobs.events import PluginEvent
     from posthog_jobs.installations import Installation
     from posthog_jobs.meta import Meta
-    from posthog_jobs.ready_job import ReadyJob
     from posthog_jobs.redis import RedisServer
     from posthog_jobs.runtime import AppSender
     from posthog_jobs.testing.schedule import ScheduledJob
     from posthog_jobs.testing.source import App
+
+
+#: Hook → how it is run again after `RetryError`, as in a worker.
+_POLICIES: Final = {
+    "on_event": ON_RETRY_ERROR,
+    "on_snapshot": ON_RETRY_ERROR,
+    "export_events": ON_EXPORT_RETRY,
+}
 
 
 class AppTester:
@@ -119,9 +127,9 @@ class AppTester:
         Raises:
             Exception: what it raised. It is run again when it is next needed.
         """
-        _refuse_event_loop()
+        refuse_event_loop()
         try:
-            with _as_worker():
+            with as_worker():
                 return self._runtime.meta(self._app_id, set_up=True)
         except AppSetupError as error:
             reason = error.__cause__ or error
@@ -148,30 +156,42 @@ class AppTester:
             EventError, PayloadError: it is no event of the app's team, or what came out is none.
             Exception: what the hook raised.
         """
-        meta = self.setup()
-        hook = self._hook("process_event")
-        with _as_worker():
+        meta, hook = self.setup(), self._hook("process_event")
+        with as_worker():
             return cast("PluginEvent | None", processed(hook, self._event(event), meta))
 
     def process_event_batch(self, events: Sequence[Mapping[str, object]]) -> list[PluginEvent]:
         """Pass events, one or more, to `process_event_batch`; return what came out, checked."""
-        meta = self.setup()
-        hook = self._hook("process_event_batch")
+        meta, hook = self.setup(), self._hook("process_event_batch")
         checked = [self._event(each) for each in events]
-        with _as_worker():
+        with as_worker():
             return cast("list[PluginEvent]", processed_batch(hook, checked, meta))
 
     def on_event(self, event: Mapping[str, object]) -> None:
-        """Show an event to `on_event`; raise what it raises, `RetryError` too."""
-        self._run_hook("on_event", self._event(event))
+        """Show an event to `on_event`; after `RetryError` it waits in `jobs.scheduled`.
+
+        As in a worker, where it is run again after 5, 10, 20, 40 and 80 s: `run_due` does that.
+
+        Raises:
+            EventError, PayloadError: it is no event of the app's team.
+            Exception: what the hook raised.
+        """
+        self._run_with_retries("on_event", self._event(event))
 
     def on_snapshot(self, event: Mapping[str, object]) -> None:
-        """Show a session recording's event to `on_snapshot`."""
-        self._run_hook("on_snapshot", self._event(event))
+        """Show a session recording's event to `on_snapshot`, as `on_event` does."""
+        self._run_with_retries("on_snapshot", self._event(event))
 
     def export_events(self, events: Sequence[Mapping[str, object]]) -> None:
-        """Pass a batch to `export_events`; raise what it raises, `RetryError` too."""
-        self._run_hook("export_events", [self._event(each) for each in events])
+        """Pass a batch to `export_events`; after `RetryError` it waits in `jobs.scheduled`.
+
+        As in a worker, where it is run again after 6, 12, 24 … s: `run_due` does that.
+
+        Raises:
+            EventError, PayloadError: one is no event of the app's team.
+            Exception: what the hook raised.
+        """
+        self._run_with_retries("export_events", [self._event(each) for each in events])
 
     def run_every_minute(self) -> None:
         """Run `run_every_minute` once, now."""
@@ -191,7 +211,8 @@ class AppTester:
         """Turn the clock, and run all jobs that come due meanwhile, one after another.
 
         The clock stands at each job's due time while that runs. What they trigger runs too, if it
-        is due by the end. A job that raises `RetryError` waits again, as in production.
+        is due by the end. A job that raises `RetryError` waits again, as in production, and so do
+        `on_event`, `on_snapshot` and a batch of `export_events`.
 
         Args:
             after: how far to turn, as `run_in` takes it; None: run what is due now.
@@ -241,8 +262,16 @@ class AppTester:
         meta = self.setup()
         return self._call(self._hook(name), *arguments, meta)
 
+    def _run_with_retries(self, name: str, payload: Any) -> None:
+        meta = self.setup()
+        try:
+            self._call(self._hook(name), copy.deepcopy(payload), meta)
+        except RetryError as error:
+            delay = delay_after(error, _POLICIES[name], 0)
+            self._schedule.wait_for_hook(name, payload, delay or 0)
+
     def _call(self, function: Function, *arguments: Any) -> Any:
-        with _as_worker():
+        with as_worker():
             return call(function, *arguments)
 
     def _event(self, event: Mapping[str, object]) -> dict[str, Any]:
@@ -257,34 +286,15 @@ class AppTester:
 
     def _prepare(self, job: ScheduledJob) -> ReadyJob:
         payload = job.payload if job.payload is ABSENT else copy.deepcopy(job.payload)
+        if job.is_hook:
+            hook = partial(self._call, self._hook(job.name), payload, self.meta)
+            return ReadyJob(_POLICIES[job.name], hook)
         app_name = self._installation.definition.name
         delivery = Delivery(id=job.id, attempt=job.attempt + 1, due=job.due, key=job.sent_key)
         ready = self._runtime.job(app_name, job.name, self._app_id, payload, delivery)
 
         def run_as_worker() -> None:
-            with _as_worker():
+            with as_worker():
                 ready()
 
         return replace(ready, run=run_as_worker)
-
-
-@contextmanager
-def _as_worker() -> Iterator[None]:
-    """Let app code end the process no more than it can in a worker.
-
-    Ctrl-C, and what `pytest.fail` raises, are the test's own, and pass.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        raise AppExitError(
-            f"the app called sys.exit({error.code!r}); return, or raise an exception, instead"
-        ) from error
-
-
-def _refuse_event_loop() -> None:
-    if in_event_loop():
-        raise PostHogJobsError(
-            "an app under test is run from sync code; in an async test write, for one, "
-            "`await asyncio.to_thread(app.process_event, event)`"
-        )

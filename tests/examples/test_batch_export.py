@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from examples import batch_export
-from posthog_jobs.errors import AppConfigError, RetryError
+from posthog_jobs.errors import AppConfigError
 from posthog_jobs.testing import AppTester, create_event
 from tests.endpoint import Answer, Endpoint
 from tests.nodes import HOST, free_port, poll
@@ -79,18 +80,18 @@ class TestBatch:
     def test_not_now(self) -> None:
         """Batch export: 500, 429, silence and no server are tried again; Retry-After is heeded."""
         dated = Answer(status=429, headers={"Retry-After": "Wed, 21 Oct 2035 07:28:00 GMT"})
-        delays = []
         with Endpoint(BUSY, SLOW_DOWN, dated, HANGS, Answer(status=408)) as endpoint:
             app = install(endpoint.url)
-            for _ in range(5):
-                with pytest.raises(RetryError) as raised:
-                    app.export_events(EVENTS)
-                delays.append(raised.value.delay)
+            start = app.clock.now
             app.export_events(EVENTS)
-        with pytest.raises(RetryError, match="no answer: ConnectError"):
-            install(f"http://{HOST}:{free_port()}/").export_events(EVENTS)
+            ran = app.run_due(after=(1, "hour"))
+        away = install(f"http://{HOST}:{free_port()}/")
+        away.export_events(EVENTS)
 
-        assert delays == [None, 1, None, None, None]
+        waits = [6, 1, 24, 48, 96]
+        assert [(job.due - start).total_seconds() for job in ran] == list(accumulate(waits))
+        app.jobs.assert_nothing_scheduled()
+        away.jobs.assert_scheduled("export_events", payload=EVENTS, in_=(6, "seconds"))
         assert len({each.headers["idempotency-key"] for each in endpoint.requests}) == 1
         assert app.metrics == {"events": 3, "batches": 1, "largest": 3}
 
