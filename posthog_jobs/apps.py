@@ -222,10 +222,11 @@ class Apps:
 
         Args:
             app_id: which one. One that was uninstalled before can be cleared of what it left.
-            cancel_jobs: whether to cancel its waiting jobs. False: they are kept as failed when
-                they come due. None: there must be none.
+            cancel_jobs: whether to cancel its waiting jobs, and forget the events that wait for
+                its `export_events`. False: they are kept as failed when they come due. None:
+                there must be none.
             purge: whether to delete its cache and storage. What a job that still runs, or
-                `teardown_plugin`, keeps there afterwards stays: to delete that, do it again.
+                `teardown_plugin`, keeps there afterwards is deleted by its process, after that.
 
         Returns:
             What became of its remains.
@@ -247,13 +248,17 @@ class Apps:
         def edit(before: AppEntry | None) -> AppEntry:
             if before is None:
                 raise self._unknown(app_id)
-            return replace(before, config={}, is_removed=True)
+            return replace(before, config={}, is_removed=True, is_purged=purge or before.is_purged)
 
         self._store.change(app_id, edit)
         self._runtime.refresh(ask=True)
         self._stop_ticks(app_id)
+        cancelled = None
+        if schedule is not None:
+            cancelled = schedule.cancel_all(app_id=app_id)
+            self._runtime.drop_exports(app_id)
         return Uninstalled(
-            cancelled=None if schedule is None else schedule.cancel_all(app_id=app_id),
+            cancelled=cancelled,
             purged=self._purge(app_id) if purge else None,
         )
 

@@ -29,6 +29,7 @@ class AppEntry:
         version: grows with every change.
         since: the version at which it was installed; 0 for one of the configuration.
         is_removed: whether it was uninstalled; kept so that its jobs are told so.
+        is_purged: whether what it keeps was deleted with it, and what it still writes shall be.
     """
 
     id: str
@@ -40,6 +41,7 @@ class AppEntry:
     version: int = 1
     since: int = 0
     is_removed: bool = False
+    is_purged: bool = False
 
     @property
     def is_stored(self) -> bool:

@@ -96,6 +96,10 @@ class ExportBuffer:
             lambda redis, keys: redis.hset(keys.export(flush.app_id)[1], "armed", flush.due), WHAT
         )
 
+    def delete(self, app_id: str) -> None:
+        """Delete an installation's buffer, with all that is in it."""
+        self._server.call(lambda redis, keys: redis.unlink(*keys.export(app_id)), WHAT)
+
     def take(
         self,
         app_id: str,

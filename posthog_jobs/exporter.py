@@ -124,6 +124,11 @@ class Exporter:
         if taken is not None:
             self._send([taken])
 
+    def drop(self, app_id: str) -> None:
+        """Delete what an installation's buffer holds."""
+        with suppress(ConfigurationError):  # without Redis there are no buffers
+            self._buffer.delete(app_id)
+
     def drain(
         self,
         installation: Installation,

@@ -205,6 +205,11 @@ class Installations:
         """Tell whether `posthog_jobs_apps` has this id, so that the store's is not used."""
         return app_id in self._configured
 
+    def is_purged(self, app_id: str) -> bool:
+        """Tell whether this id was uninstalled, and nothing that is kept for it shall stay."""
+        known = self._stored.get(app_id)
+        return known is not None and known.entry.is_removed and known.entry.is_purged
+
     def is_current(self, installation: Installation) -> bool:
         """Tell whether this installation has been neither changed nor removed."""
         known = self._known.get(installation.id)

@@ -59,13 +59,23 @@ class _Readiness:
 class Lifecycle:
     """The installations that were made ready in this process."""
 
-    __slots__ = ("_before_end", "_build", "_ending", "_is_current", "_known", "_lock", "_pid")
+    __slots__ = (
+        "_after_end",
+        "_before_end",
+        "_build",
+        "_ending",
+        "_is_current",
+        "_known",
+        "_lock",
+        "_pid",
+    )
 
     def __init__(
         self,
         build: Callable[[Installation], Meta],
         is_current: Callable[[Installation], bool] = lambda _: True,
         before_end: Callable[[Installation, Meta], None] = lambda *_: None,
+        after_end: Callable[[Installation], None] = lambda _: None,
     ) -> None:
         """Nothing runs until `hold` or `meta` is asked for a meta.
 
@@ -73,10 +83,12 @@ class Lifecycle:
             build: makes a meta.
             is_current: tells whether an installation has been neither changed nor removed.
             before_end: called before the `teardown_plugin` of one that has been; may raise.
+            after_end: called after it, when nothing of it runs here any more; may raise.
         """
         self._build: Final = build
         self._is_current: Final = is_current
         self._before_end: Final = before_end
+        self._after_end: Final = after_end
         self._lock = threading.Lock()
         self._known: dict[tuple[str, int], _Readiness] = {}
         self._ending: dict[str, threading.Thread] = {}
@@ -237,8 +249,7 @@ class Lifecycle:
 
     def _end(self, readiness: _Readiness) -> None:
         """Export the rest and run `teardown_plugin`, on a thread: app code may block."""
-        hooks = readiness.installation.definition.hooks
-        if not readiness.ready or not {"teardown_plugin", "export_events"} & hooks.keys():
+        if not readiness.ready:
             return
         app_id = readiness.meta.app_id
 
@@ -250,6 +261,9 @@ class Lifecycle:
                 logger.exception("what app id %r buffers stays there", app_id)
             try:
                 _run_teardown(readiness)
+                self._after_end(readiness.installation)
+            except Exception:
+                logger.exception("what app id %r has kept may stay", app_id)
             finally:
                 if self._ending.get(app_id) is threading.current_thread():
                     del self._ending[app_id]

@@ -100,7 +100,10 @@ class Runtime:
         self.server: Final = server
         self.metas: Final = Metas(settings, server, self.outbox)
         self._lifecycle: Final = Lifecycle(
-            self.metas.build, self._installations.is_current, self._export_rest
+            self.metas.build,
+            self._installations.is_current,
+            before_end=self._export_rest,
+            after_end=self._purge_rest,
         )
         self._exporter: Final = Exporter(sender, server)
 
@@ -369,6 +372,14 @@ class Runtime:
         """
         self._exporter.look(self.installations)
 
+    def drop_exports(self, app_id: str) -> None:
+        """Delete what an installation has buffered for its `export_events`.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        self._exporter.drop(app_id)
+
     def tear_down(self) -> None:
         """Export what this process has buffered; run `teardown_plugin` of all it has set up."""
         self._exporter.drain_all(self.batch)
@@ -410,6 +421,13 @@ class Runtime:
             self._exporter.drain(
                 installation, lambda _, events: partial(call, hook, copy.deepcopy(events), meta)
             )
+
+    def _purge_rest(self, installation: Installation) -> None:
+        """Delete what an installation has written after it was uninstalled with all it kept."""
+        if self._installations.is_purged(installation.id):
+            self.refresh(ask=True)  # by now the id may be installed again
+        if self._installations.is_purged(installation.id):
+            self.metas.purge(installation.id)
 
 
 def _log(errors: Iterable[AppError]) -> None:

@@ -141,10 +141,10 @@ def _decoded(app_id: str, text: Any) -> AppEntry | None:
         said = loads(text)
         del said["id"]
         version, since = int(said.pop("version")), int(said.pop("since"))
-        is_removed = bool(said.pop("is_removed"))
+        is_removed, is_purged = bool(said.pop("is_removed")), bool(said.pop("is_purged"))
         entry = read_entry(app_id, said, default_team_id=1, where="the store")
     except (ValueError, TypeError, KeyError, AttributeError, ConfigurationError):
         # without the traceback, which may show what is in it
         logger.warning("the store's entry of app id %r is no entry; install it again", app_id)
         return None
-    return replace(entry, version=version, since=since, is_removed=is_removed)
+    return replace(entry, version=version, since=since, is_removed=is_removed, is_purged=is_purged)

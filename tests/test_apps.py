@@ -156,6 +156,21 @@ def test_uninstall_asks_for_the_waiting_jobs(idle_app: PostHogJobs, apps: Apps) 
     assert idle_app.schedule.count() == 1
 
 
+def test_uninstall_and_the_events_to_export(idle_app: PostHogJobs, apps: Apps) -> None:
+    """uninstall: what waits for export_events is forgotten with the jobs, or kept with them."""
+    redis, keys = idle_app._broker.connected()
+    for app_id in ("kept", "dropped"):
+        apps.install("tests.apps.exporter", id=app_id, team_id=9)
+    idle_app.runtime.export({"event": "sign up", "properties": {}, "team_id": 9})
+
+    assert apps.uninstall("kept", cancel_jobs=False).cancelled is None
+    assert apps.uninstall("dropped", cancel_jobs=True).cancelled == 1
+
+    assert redis.exists(*keys.export("kept")) == 2
+    assert redis.exists(*keys.export("dropped")) == 0
+    idle_app.runtime.tear_down()  # or it would look for the server when the tests are over
+
+
 def test_uninstall_keeps_jobs(idle_app: PostHogJobs, apps: Apps) -> None:
     """uninstall: jobs that are to be kept wait on."""
     apps.install(MODULE, id="new")

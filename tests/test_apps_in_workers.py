@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -106,6 +107,30 @@ def test_changes_beside_running_jobs(
     )
     assert torn["at"] >= ended["at"], "not while a job runs with it"
     assert "Traceback" not in celery_setup.worker.logs()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_a_purge_beside_a_running_job(jobs_app: PostHogJobs, tmp_path: Path, pool: str) -> None:
+    """Uninstall --purge: what a job, and then teardown_plugin, writes after it goes too."""
+    gate = tmp_path / "gate"
+    jobs_app.apps.install("tests.apps.gated", id="new", config={"gate": str(gate)})
+    jobs_app.apps.install(MODULE, id="other")
+    jobs_app.meta_for("other").storage.set("kept", 1)
+    jobs_app.meta_for("new").jobs.write(1).run_now()
+    wait_for(jobs_app, "write", app_id="new")
+
+    assert jobs_app.apps.uninstall("new", purge=True).purged == 1
+    assert not Path(f"{gate}.torn").exists(), "the job runs on"
+    gate.touch()
+
+    poll("the teardown", Path(f"{gate}.torn").exists)
+    redis, keys = jobs_app._broker.connected()
+
+    def left() -> Any:
+        return [key for key in redis.keys(f"{keys.prefix}*") if b":new" in key]
+
+    poll("nothing is left", lambda: not left())
+    assert jobs_app.meta_for("other").storage.get("kept") == 1
 
 
 class TestWithoutTurns:

@@ -182,7 +182,7 @@ def uninstall(
 ) -> None:
     """Remove an installation.
 
-    What a job that still runs writes after --purge stays; run the command again to delete that.
+    What a job that still runs writes after --purge is deleted when it has ended.
     """
     installed = app_of(ctx).apps
     if cancel_jobs is None and (waiting := installed.waiting_jobs(app_id)):
