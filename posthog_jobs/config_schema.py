@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ from posthog_jobs.errors import AppConfigError, AppLoadError
 from posthog_jobs.masks import MASK, masked, texts, told, unmasked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,11 @@ class ConfigSchema:
                         f"{', '.join(fields)}"
                     )
         return cls(fields=MappingProxyType(fields))
+
+    def having(self, fields: Iterable[ConfigField]) -> ConfigSchema:
+        """Return a schema that has these fields too, where it does not declare them itself."""
+        added = {field.key: field for field in fields if field.key not in self.fields}
+        return replace(self, fields=MappingProxyType({**self.fields, **added}))
 
     def check(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config with its defaults filled in; checking it again changes nothing.

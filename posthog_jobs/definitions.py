@@ -6,12 +6,13 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from posthog_jobs.declaration import did_you_mean
 from posthog_jobs.errors import AppLoadError
+from posthog_jobs.export_options import FIELDS
 from posthog_jobs.job_options import checked_options
 from posthog_jobs.manifest import FILE, NO_MANIFEST
 from posthog_jobs.metric_kinds import check_metrics
@@ -145,16 +146,13 @@ def job(
 def define_app(
     name: str, source: str, namespace: dict[str, Any], manifest: Manifest = NO_MANIFEST
 ) -> AppDefinition:
-    """Read what a module exports and check all of it.
+    """Return the definition of an app, with all that its module exports checked.
 
     Args:
         name: the app's name.
         source: what to call the code in messages.
         namespace: the variables of the app's module.
         manifest: what its `plugin.json` says, if it has one.
-
-    Returns:
-        The app's definition.
 
     Raises:
         AppLoadError: an export is not what it must be; the message names it and the fix.
@@ -180,6 +178,8 @@ def define_app(
                 f"{app} exports no job {public!r}, which its {FILE} names under 'publicJobs'; "
                 f"{did_you_mean(public, jobs)}it exports: {', '.join(jobs) or 'none'}"
             )
+    if "export_events" in hooks and manifest.config is not None:
+        manifest = replace(manifest, config=manifest.config.having(FIELDS))
     # taken out, so that a module that is loaded again starts afresh; kept until here, so that
     # one that is refused is refused again
     namespace.pop(_MARKED, None)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from posthog_jobs.config_field import ConfigField
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
 BYTES: Final = (1, 10 * 1024 * 1024, 1024 * 1024)
 #: How long an event waits in it, in seconds; PostHog's figures.
 SECONDS: Final = (1, 600, 10)
+
+
+#: The fields of a config that say so; every app with `export_events` has them, as in PostHog.
+FIELDS: Final = tuple(
+    ConfigField(key=key)
+    for key in ("exportEventsBufferBytes", "exportEventsBufferSeconds", "exportEventsToIgnore")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +69,11 @@ def _number(
         except (ValueError, OverflowError):
             number = math.nan
     if math.isnan(number):
-        wrong.append(f"{field} is no number; use one from {least} to {most}; it is {default} now")
+        wrong.append(f"{field} is no number; use one from {least} to {most}")
         return default
     if not least <= number <= most:
-        nearest = min(max(number, least), most)
-        wrong.append(f"{field} is out of range; use {least} to {most}; it is {nearest:g} now")
-        return nearest
+        wrong.append(f"{field} is out of range; use {least} to {most}")
+        return min(max(number, least), most)
     return number
 
 
@@ -76,7 +84,7 @@ def _names(config: Mapping[str, Any], field: str, wrong: list[str]) -> frozenset
     if not isinstance(value, str):
         wrong.append(
             f"{field} is of type {type(value).__name__}; use a string of events' names with "
-            "commas between them; no event is ignored now"
+            "commas between them"
         )
         return frozenset()
     return frozenset(name.strip() for name in value.split(",") if name.strip())

@@ -202,6 +202,10 @@ class Exporter:
         if known is None or known[0] != installation.version:
             options, wrong = ExportOptions.of(installation.config)
             for sentence in wrong:
-                logger.error("the config of app id %r: %s", installation.id, sentence)
+                logger.error(
+                    "the config of app id %r: %s; till then the default, or the nearest, counts",
+                    installation.id,
+                    sentence,
+                )
             known = self._options[installation.id] = (installation.version, options)
         return known[1]

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.entries import read_entry
 from posthog_jobs.errors import (
+    AppConfigError,
     AppDisabledError,
     AppError,
     AppLoadError,
     AppRemovedError,
     UnknownAppError,
 )
+from posthog_jobs.export_options import ExportOptions
 from posthog_jobs.loading import load_app
 from posthog_jobs.redaction import keep_secret
 from posthog_jobs.retries import LOAD_AGAIN
@@ -153,7 +155,12 @@ class Installations:
             AppConfigError: its config is not what the app asks for.
         """
         others = [known for known in self._known.values() if known.entry.id != entry.id]
-        return _installation(entry, _sources(others))
+        installation = _installation(entry, _sources(others))
+        if "export_events" in installation.definition.hooks:
+            _, wrong = ExportOptions.of(installation.config)
+            if wrong:  # one that is installed goes on with what can be
+                raise AppConfigError(f"config field {wrong[0]}")
+        return installation
 
     @property
     def all(self) -> Mapping[str, Loaded]:

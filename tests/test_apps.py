@@ -213,6 +213,11 @@ def test_purge(idle_app: PostHogJobs, apps: Apps) -> None:
         ({"enabled": "no"}, ConfigurationError, "'enabled'] is of type str"),
         ({"module": "no.such.module"}, AppLoadError, "there is no module 'no.such.module'"),
         ({"module": ""}, ConfigurationError, "names no module"),
+        (
+            {"module": "tests.apps.exporter", "config": {"exportEventsBufferSeconds": "soon"}},
+            AppConfigError,
+            "config field exportEventsBufferSeconds is no number; use one from 1 to 600",
+        ),
         ({"module": "tests.apps.raises"}, AppLoadError, "importing 'tests.apps.raises'"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 
 from posthog_jobs import RetryPolicy, job
 from posthog_jobs.definitions import HOOKS, define_app
-from posthog_jobs.errors import AppLoadError
+from posthog_jobs.errors import AppConfigError, AppLoadError
+from posthog_jobs.manifest import Manifest
 from posthog_jobs.retries import NEVER, ON_RETRY_ERROR, RetryDelays
 
 if TYPE_CHECKING:
@@ -289,3 +290,23 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AppLoadError, match=rf"{APP}: job 'retryRequest'") as raised:
         define(function=function)
     assert message in str(raised.value)
+
+
+def test_every_export_can_be_configured() -> None:
+    """Hooks: the config of an app with export_events has its three fields, declared or not."""
+    manifest = Manifest.parse(
+        {"config": [{"key": "exportEventsBufferSeconds", "default": "30"}, {"key": "url"}]}
+    )
+
+    def define(**namespace: Any) -> AppDefinition:
+        return define_app("teapot", "myapps.teapot", namespace, manifest)
+
+    exporting = define(export_events=with_payload).manifest.schema
+    other = define(on_event=with_payload).manifest.schema
+
+    assert exporting.check({"exportEventsToIgnore": "a,b"}) == {
+        "exportEventsBufferSeconds": "30",
+        "exportEventsToIgnore": "a,b",
+    }
+    with pytest.raises(AppConfigError, match="unknown field 'exportEventsToIgnore'"):
+        other.check({"exportEventsToIgnore": "a,b"})

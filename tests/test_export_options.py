@@ -43,11 +43,11 @@ def test_given() -> None:
         ("exportEventsBufferBytes", True, 1024 * 1024, "is no number"),
         ("exportEventsBufferBytes", [1], 1024 * 1024, "is no number"),
         ("exportEventsBufferBytes", "nan", 1024 * 1024, "is no number"),
-        ("exportEventsBufferBytes", 0, 1, "is out of range; use 1 to 10485760; it is 1 now"),
+        ("exportEventsBufferBytes", 0, 1, "is out of range; use 1 to 10485760"),
         ("exportEventsBufferBytes", "inf", 10485760, "is out of range"),
         ("exportEventsBufferBytes", 10**400, 1024 * 1024, "is no number"),
-        ("exportEventsBufferSeconds", "0", 1, "is out of range; use 1 to 600; it is 1 now"),
-        ("exportEventsBufferSeconds", 3600, 600, "is out of range; use 1 to 600; it is 600 now"),
+        ("exportEventsBufferSeconds", "0", 1, "is out of range; use 1 to 600"),
+        ("exportEventsBufferSeconds", 3600, 600, "is out of range; use 1 to 600"),
     ],
 )
 def test_numbers_that_cannot_be(field: str, value: Any, expected: float, sentence: str) -> None:
