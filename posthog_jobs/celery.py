@@ -267,11 +267,13 @@ class PostHogJobs(Celery):
         """What the workers know of `run_every_minute` and its like.
 
         Raises:
-            UnsupportedByBrokerError: the broker is not Redis.
+            UnsupportedByBrokerError: neither is the broker Redis, nor is one beside it.
             BrokerUnavailableError: it does not answer.
         """
+        # else the broker's, though there be another one: by its clock ticks are due
+        beside = rabbitmq.is_configured(self.conf)
         with unavailable():
-            return TickLedger(*self._broker.connected())
+            return TickLedger(*(self.runtime.server if beside else self._broker).connected())
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.

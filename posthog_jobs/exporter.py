@@ -91,15 +91,19 @@ class Exporter:
         self._send(flushes)
 
     def look(self, installations: Iterable[Installation]) -> None:
-        """Send the flush of each buffer whose own was lost."""
+        """Send the flush of each buffer whose own was lost.
+
+        Raises:
+            StoreUnavailableError, BrokerUnavailableError: not now.
+            ConfigurationError: something is exported, and without Redis there are no buffers.
+        """
         options = {
             installation.id: self._options_of(installation)
             for installation in installations
             if "export_events" in installation.definition.hooks
         }
         if options:
-            with suppress(ConfigurationError):  # without Redis there are no buffers
-                self._send(self._buffer.add("", options))
+            self._send(self._buffer.add("", options))
 
     def flush(self, app_id: str, installation: Installation | None, owner: str) -> None:
         """Send what is full or due in an installation's buffer, and see to the rest.

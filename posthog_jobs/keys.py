@@ -144,6 +144,10 @@ class Keys:
         """Hash: hook → boundary, in s, of the installation's tick that ended last."""
         return f"{self.prefix}ticks:{app_id}"
 
+    def tick_claim(self, app_id: str, hook: str, seconds: int) -> str:
+        """There while a tick, of a boundary in s, is under way on a broker that knows no keys."""
+        return f"{self.prefix}tick_claim:{app_id}:{hook}:{seconds}"
+
     def tick_lock(self, app_id: str, hook: str) -> str:
         """Token of who runs an installation's `run_every_…`; expires unless it is renewed."""
         return f"{self.prefix}tick:{app_id}:{hook}"

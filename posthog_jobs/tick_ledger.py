@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import LockError, RedisError
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which a lock whose worker died is free.
 LOCK: Final = 30.0
+
+#: How long a claim is kept after its tick was due: clocks that differ see it as sent.
+_CLAIM_KEPT: Final = timedelta(minutes=1)
 
 
 class TickLedger:
@@ -61,9 +64,26 @@ class TickLedger:
         seconds = int(tick.boundary.timestamp())
         self._client.hset(self._keys.ticks(tick.app_id), tick.hook, seconds)
 
+    def claim(self, tick: Tick, now: datetime) -> bool:
+        """Claim to send a tick; return whether nobody did before.
+
+        Args:
+            tick: the tick, which is due later.
+            now: the time by this clock.
+        """
+        kept = tick.boundary - now + _CLAIM_KEPT
+        return bool(self._client.set(self._claim(tick), 1, nx=True, px=kept))
+
+    def disclaim(self, tick: Tick) -> None:
+        """Let somebody else send a tick, which could not be sent."""
+        self._client.delete(self._claim(tick))
+
     def forget(self, app_id: str) -> None:
         """Forget which ticks of an installation ran, so that none counts as missed."""
         self._client.delete(self._keys.ticks(app_id))
+
+    def _claim(self, tick: Tick) -> str:
+        return self._keys.tick_claim(tick.app_id, tick.hook, int(tick.boundary.timestamp()))
 
     @contextmanager
     def lock(self, tick: Tick) -> Iterator[None]:

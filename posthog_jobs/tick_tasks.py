@@ -1,13 +1,14 @@
 """The tasks of `run_every_minute`, `run_every_hour` and `run_every_day`.
 
 A tick waits in the schedule, under a key, so that one runs however many workers there are; each one
-sees to the next before it runs.
+sees to the next before it runs. RabbitMQ knows no keys: there a claim on Redis stands for it.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -21,6 +22,7 @@ from posthog_jobs.errors import (
     RetryError,
     UnsupportedByBrokerError,
 )
+from posthog_jobs.rabbitmq import is_configured
 from posthog_jobs.reaching import unavailable
 from posthog_jobs.retries import NEVER, ON_TICK_RETRY, UNTIL_FREE, delay_after
 from posthog_jobs.tasks import WAITED, DurableTask
@@ -60,11 +62,13 @@ class TickTask(DurableTask):
         """
         tick = Tick(app_id=app_id, hook=self.hook, boundary=datetime.fromtimestamp(boundary, UTC))
         ledger = self.app.tick_ledger
+        # RabbitMQ waits by another clock, by which the tick may be early: the next one is not it
+        now = ledger.now() if self._is_extra(tick) else max(ledger.now(), tick.boundary)
         try:
             run = self.app.runtime.hook(app_id, self.hook)
         except AppLoadError as error:
             logger.warning("%s of app id %r does not run: %s", self.hook, app_id, error)
-            self.send_next(app_id, ledger.now())
+            self.send_next(app_id, now)
             return
         except AppError as error:
             logger.info("%s of app id %r ends: %s", self.hook, app_id, error)
@@ -72,18 +76,17 @@ class TickTask(DurableTask):
                 ledger.forget(app_id)  # what it does not run meanwhile is not made up
             return
         if run is not None:
-            self.send_next(app_id, ledger.now())
-            self._run(tick, run, ledger)
+            self.send_next(app_id, now)
+            self._run(tick, run, ledger, now)
 
     def send_next(self, app_id: str, now: datetime) -> bool:
         """Have an installation's next tick wait; return whether none did."""
         boundary = boundary_after(self.hook, now)
+        tick = Tick(app_id=app_id, hook=self.hook, boundary=boundary)
+        if not self._knows_keys():
+            return self._send_claimed(tick, now)
         last_outcome.set(None)
-        self.send(
-            Tick(app_id=app_id, hook=self.hook, boundary=boundary),
-            eta=boundary,
-            headers={KEY_HEADER: KEY, IF_WAITING_HEADER: "keep"},
-        )
+        self.send(tick, eta=boundary, headers={KEY_HEADER: KEY, IF_WAITING_HEADER: "keep"})
         outcome = last_outcome.get()
         return outcome is not None and outcome.status == "scheduled"
 
@@ -105,20 +108,37 @@ class TickTask(DurableTask):
         """Return the app id and the boundary."""
         return f"({args[0]!r}, {args[1]!r})"
 
-    def _run(self, tick: Tick, run: Callable[[], None], ledger: TickLedger) -> None:
+    def _knows_keys(self) -> bool:
+        return not is_configured(self.app.conf)
+
+    def _send_claimed(self, tick: Tick, now: datetime) -> bool:
+        ledger = self.app.tick_ledger
+        if not ledger.claim(tick, now):
+            return False
+        try:
+            self.send(tick, eta=tick.boundary)
+        except BaseException:
+            ledger.disclaim(tick)
+            raise
+        return True
+
+    def _is_extra(self, tick: Tick) -> bool:
+        """Tell whether an operator moved it to before its time, or sent it again: one run more."""
+        due = (self.request.headers or {}).get(DUE_HEADER)
+        return self._knows_keys() and (due is None or due < tick.boundary.timestamp() * 1000)
+
+    def _run(self, tick: Tick, run: Callable[[], None], ledger: TickLedger, now: datetime) -> None:
         request = self.request
         headers = request.headers or {}
-        # one that an operator moved to before its time, or sent again, is one run more
-        due = headers.get(DUE_HEADER)
-        is_extra = due is None or due < tick.boundary.timestamp() * 1000
+        is_extra = self._is_extra(tick)
         try:
             with ledger.lock(tick):
                 if not is_extra and ledger.has_ended(tick):
                     logger.info("%s[%s] has run already", self.name, request.id)
                     return
                 run()
-                if not is_extra:
-                    ledger.end(tick)
+                if not is_extra:  # a late one makes up for all that were due when it began
+                    ledger.end(replace(tick, boundary=boundary_before(self.hook, now)))
         except AppBusyError as error:
             waited = int(headers.get(WAITED, 0))
             if _is_before_next(tick, UNTIL_FREE.delay(waited), ledger):
@@ -178,7 +198,7 @@ def schedule_ticks(app: PostHogJobs) -> None:
     made up at once.
 
     Raises:
-        UnsupportedByBrokerError: an installed app has such a hook, and the broker is not Redis.
+        UnsupportedByBrokerError: an installed app has such a hook, and there is no Redis.
         BrokerUnavailableError: it does not answer.
     """
     tasks = [app.tasks[task.name] for task in TICK_TASKS]
@@ -190,8 +210,10 @@ def schedule_ticks(app: PostHogJobs) -> None:
     ]
     if not wanted:
         return
-    waiting = app.schedule.under_key(KEY, [(app_id, task.name) for app_id, task in wanted])
-    missing = [pair for pair, task_id in zip(wanted, waiting, strict=True) if task_id is None]
+    missing = wanted
+    if not is_configured(app.conf):
+        waiting = app.schedule.under_key(KEY, [(app_id, task.name) for app_id, task in wanted])
+        missing = [pair for pair, task_id in zip(wanted, waiting, strict=True) if task_id is None]
     ledger = app.tick_ledger
     with unavailable():
         for app_id, task in missing:
@@ -215,7 +237,9 @@ def stop_ticks(app: PostHogJobs, app_id: str) -> None:
     Raises:
         BrokerUnavailableError: Redis does not answer.
     """
-    with suppress(UnsupportedByBrokerError), unavailable():
-        for name in TASKS:
-            app.schedule.cancel_all(app_id=app_id, job=name)
-        app.tick_ledger.forget(app_id)
+    with unavailable():
+        with suppress(UnsupportedByBrokerError):
+            for name in TASKS:
+                app.schedule.cancel_all(app_id=app_id, job=name)
+        with suppress(UnsupportedByBrokerError):
+            app.tick_ledger.forget(app_id)

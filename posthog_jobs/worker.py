@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from posthog_jobs.prometheus import Metrics
 
-
 logger = get_logger(__name__)
 
 #: Seconds between two attempts to connect, at most.
@@ -110,22 +109,26 @@ class JobConsumer(Consumer):
 
     def see_to_apps(self) -> None:
         """Do what installed apps need of a worker: exports, ticks, a word on what it cannot do."""
-        unlimited = unlimited_jobs(self.app.runtime.installations, type(self.pool).__module__)
-        for name in unlimited.keys() - self._warned:
-            logger.warning("%s", unlimited[name])
-        self._warned.update(unlimited)
+        pool = type(self.pool).__module__
+        for name, warning in unlimited_jobs(self.app.runtime.installations, pool).items():
+            self._warn_once(name, warning)
         try:
             self.app.runtime.look_for_exports()
+        except ConfigurationError as error:
+            self._warn_once("exports", f"Each event is exported by itself: {error}")
         except PostHogJobsError as error:
             logger.warning("Exports whose flush was lost are looked for later: %s", error)
         try:
             schedule_ticks(self.app)
         except UnsupportedByBrokerError as error:
-            if "ticks" not in self._warned:
-                logger.warning("No run_every_minute, _hour or _day will run: %s", error)
-                self._warned.add("ticks")
+            self._warn_once("ticks", f"No run_every_… runs: {error}; set posthog_jobs_redis_url")
         except BrokerUnavailableError as error:
             logger.warning("The next ticks are not scheduled, which is tried again: %s", error)
+
+    def _warn_once(self, what: str, warning: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s", warning)
 
     def on_close(self) -> None:
         """Forget what has not begun, as Celery does, and see to it that none of that begins."""

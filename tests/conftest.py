@@ -12,10 +12,13 @@ import pytest
 from pytest_celery import CeleryTestSetup
 
 from posthog_jobs.celery import PostHogJobs
+from tests import rabbitmq_node
 from tests.nodes import RedisProcess, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.rabbitmq_node import RabbitMQProcess
 
 #: On a busy machine Python is slow, and no example is at fault.
 hypothesis.settings.register_profile(
@@ -70,6 +73,18 @@ def celery_setup_config(
 @pytest.fixture
 def default_redis_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     yield from RedisProcess.launch(tmp_path_factory.mktemp("redis")).serve()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQProcess]:
+    if reason := rabbitmq_node.why_not():
+        pytest.skip(reason)
+    yield from rabbitmq_node.serve(tmp_path_factory.mktemp("rabbitmq"))
+
+
+@pytest.fixture
+def default_rabbitmq_broker(rabbitmq: RabbitMQProcess) -> RabbitMQProcess:
+    return rabbitmq
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from tests.nodes import free_port, poll
 from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_celery import CeleryTestSetup
 
@@ -37,18 +37,6 @@ if TYPE_CHECKING:
 LATE = 1 + 1.5
 
 two_pools = pytest.mark.parametrize("pool", ["prefork", "solo"])
-
-
-@pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQProcess]:
-    if reason := rabbitmq_node.why_not():
-        pytest.skip(reason)
-    yield from rabbitmq_node.serve(tmp_path_factory.mktemp("rabbitmq"))
-
-
-@pytest.fixture
-def default_rabbitmq_broker(rabbitmq: RabbitMQProcess) -> RabbitMQProcess:
-    return rabbitmq
 
 
 @pytest.fixture
