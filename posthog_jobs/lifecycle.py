@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a job waits for the `setup_plugin` that another one runs, or for the
+#: Seconds, from its begin, that all wait for the `setup_plugin` that one of them runs, or for the
 #: `teardown_plugin` of the version before; an app that blocks there shall not fill the pool.
 PATIENCE: Final = 10.0
 
@@ -32,6 +32,7 @@ class _Readiness:
 
     __slots__ = (
         "attempts",
+        "began",
         "error",
         "installation",
         "is_retired",
@@ -49,6 +50,7 @@ class _Readiness:
         self.lock: Final = threading.RLock()
         self.ready = False
         self.setting_up = False
+        self.began: float | None = None
         self.attempts = 0
         self.not_before = 0.0
         self.error: AppSetupError | None = None
@@ -195,7 +197,10 @@ class Lifecycle:
             self._end(readiness)
 
     def _make_ready(self, readiness: _Readiness) -> None:
-        if not readiness.lock.acquire(timeout=PATIENCE):
+        # since its begin: or each event would wait so long for an app that blocks there
+        began = readiness.began
+        waited = 0.0 if began is None else monotonic() - began
+        if not readiness.lock.acquire(timeout=max(0.0, PATIENCE - waited)):
             raise AppSetupError(
                 f"setup_plugin of app id {readiness.meta.app_id!r} still runs for another job "
                 f"after {PATIENCE:g} s, and nothing else of the app runs before its end; see what "
@@ -222,7 +227,7 @@ class Lifecycle:
         ending = self._ending.get(readiness.meta.app_id)
         if ending is not None:  # both may want the same port, file or account
             ending.join(PATIENCE)
-        readiness.setting_up = True
+        readiness.setting_up, readiness.began = True, monotonic()
         try:
             call(setup, readiness.meta)
         except Exception as error:
@@ -244,7 +249,7 @@ class Lifecycle:
             readiness.error.final = delay is None
             raise readiness.error from error
         finally:
-            readiness.setting_up = False
+            readiness.setting_up, readiness.began = False, None
         readiness.ready, readiness.error = True, None
 
     def _end(self, readiness: _Readiness) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -372,6 +373,33 @@ def test_a_setup_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert life.meta(install("two")).app_id == "two"
     go_on.set()
     thread.join(10)
+    assert life.meta(installation).app_id == "one"
+
+
+def test_a_setup_that_blocks_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup_plugin: once it has blocked for that long, no event waits for it any more."""
+    monkeypatch.setattr(lifecycle, "PATIENCE", 1.0)
+    started, go_on = threading.Event(), threading.Event()
+
+    def setup_plugin(meta: Meta) -> None:
+        started.set()
+        assert go_on.wait(120)
+
+    life = Lifecycle(build)
+    installation = install(setup_plugin=setup_plugin)
+    thread = threading.Thread(target=life.meta, args=(installation,))
+    thread.start()
+    assert started.wait(10)
+
+    begun = time.monotonic()
+    for _ in range(60):
+        with pytest.raises(AppSetupError, match="still runs for another job"):
+            life.meta(installation)
+    took = time.monotonic() - begun
+    go_on.set()
+    thread.join(10)
+
+    assert took < 30, "each alone waits for a second, if it waits"
     assert life.meta(installation).app_id == "one"
 
 
