@@ -143,6 +143,8 @@ class Apps:
             said["team_id"] = team_id
         entry = self._read(id, said)
         self._refuse_configured(entry.id)
+        schema = load_app(entry.module).manifest.schema
+        entry = replace(entry, config=schema.merge({}, entry.config))  # a mask stands for nothing
         self._runtime.installations.preview(entry)
 
         def edit(before: AppEntry | None) -> AppEntry:

@@ -159,7 +159,8 @@ class Installations:
         if "export_events" in installation.definition.hooks:
             _, wrong = ExportOptions.of(installation.config)
             if wrong:  # one that is installed goes on with what can be
-                raise AppConfigError(f"config field {wrong[0]}")
+                field_name, _, what = wrong[0].partition(" ")
+                raise AppConfigError(f"config field {field_name!r} {what}")
         return installation
 
     @property

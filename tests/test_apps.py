@@ -22,6 +22,7 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     UnknownAppError,
 )
+from posthog_jobs.masks import MASK
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, free_port, poll
 
@@ -216,8 +217,9 @@ def test_purge(idle_app: PostHogJobs, apps: Apps) -> None:
         (
             {"module": "tests.apps.exporter", "config": {"exportEventsBufferSeconds": "soon"}},
             AppConfigError,
-            "config field exportEventsBufferSeconds is no number; use one from 1 to 600",
+            "config field 'exportEventsBufferSeconds' is no number; use one from 1 to 600",
         ),
+        ({"config": {"token": MASK}}, AppConfigError, "'token' is a mask, but has no value that"),
         ({"module": "tests.apps.raises"}, AppLoadError, "importing 'tests.apps.raises'"),
     ],
 )
