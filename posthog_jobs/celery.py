@@ -32,6 +32,7 @@ from posthog_jobs.deliveries import Deliveries
 from posthog_jobs.doctor.examination import Examination
 from posthog_jobs.embedded import EmbeddedServer
 from posthog_jobs.errors import UnsupportedByBrokerError
+from posthog_jobs.event_tasks import CaptureTask, OnEventTask
 from posthog_jobs.events import check_event
 from posthog_jobs.export_tasks import ExportEventsTask, FlushExportTask
 from posthog_jobs.failures import Failures
@@ -45,7 +46,7 @@ from posthog_jobs.schedule import Schedule
 from posthog_jobs.sender import JobSender
 from posthog_jobs.settings import Settings
 from posthog_jobs.store import RedisStore
-from posthog_jobs.tasks import CaptureTask, JobTask, OnEventTask, task_name
+from posthog_jobs.tasks import JobTask, task_name
 from posthog_jobs.tick_ledger import TickLedger
 from posthog_jobs.tick_tasks import TICK_TASKS, stop_ticks
 from posthog_jobs.transport.guards import warnings_for
@@ -71,7 +72,7 @@ class PostHogJobs(Celery):
     """
 
     registry_cls = JobRegistry
-    task_cls = "posthog_jobs.tasks:PlainTask"
+    task_cls = "posthog_jobs.durable_task:PlainTask"
 
     def __init__(self, main: str = "posthog_jobs", **options: Any) -> None:
         """Make the app; its configuration is read when it is first needed.

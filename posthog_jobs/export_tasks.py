@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from kombu.utils.json import dumps
 
+from posthog_jobs.durable_task import DurableTask, describe
 from posthog_jobs.errors import (
     AppError,
     BrokerUnavailableError,
@@ -14,7 +15,6 @@ from posthog_jobs.errors import (
     UnknownJobError,
 )
 from posthog_jobs.retries import ON_EXPORT_RETRY
-from posthog_jobs.tasks import DurableTask, describe
 from posthog_jobs.transport.records import APP_HEADER, IF_WAITING_HEADER, KEY_HEADER
 
 FLUSH_EXPORT: Final = "posthog_jobs.flush_export"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from posthog_jobs.durable_task import WAITED
 from posthog_jobs.errors import ReplayError
-from posthog_jobs.tasks import WAITED
 from posthog_jobs.transport.failure import REPLAY_HEADER
 from posthog_jobs.transport.records import (
     DUE_HEADER,

@@ -31,7 +31,7 @@ logger = get_logger(__name__)
 #: What a task raises, or is ended by, that is no failure of it.
 _NO_FAILURES: Final = (Ignore, Reject, Retry, Terminated)
 
-#: What logs and Flower may show of a job's arguments; see `posthog_jobs.tasks.describe`.
+#: What logs and Flower may show of a job's arguments; see `posthog_jobs.durable_task.describe`.
 _DESCRIPTION: Final = re.compile(
     r"\((?:'[\w.-]{0,100}',(?: (?:<\d{1,15} bytes>|\d{1,15}))?|<\d{1,15} bytes>)\)", re.ASCII
 )

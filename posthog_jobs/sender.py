@@ -10,11 +10,13 @@ from kombu.exceptions import KombuError
 from kombu.utils.json import JSONEncoder
 from redis.exceptions import RedisError
 
+from posthog_jobs.durable_task import describe
 from posthog_jobs.errors import BrokerUnavailableError, PayloadTooLargeError
+from posthog_jobs.event_tasks import CAPTURE
 from posthog_jobs.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
 from posthog_jobs.messages import ABSENT
 from posthog_jobs.rabbitmq import REFUSALS
-from posthog_jobs.tasks import CAPTURE, describe, task_name
+from posthog_jobs.tasks import task_name
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.transport.sending import is_away, sending

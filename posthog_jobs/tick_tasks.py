@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from posthog_jobs.durable_task import WAITED, DurableTask
 from posthog_jobs.errors import (
     AppBusyError,
     AppDisabledError,
@@ -25,7 +26,6 @@ from posthog_jobs.errors import (
 from posthog_jobs.rabbitmq import is_configured
 from posthog_jobs.reaching import unavailable
 from posthog_jobs.retries import NEVER, ON_TICK_RETRY, UNTIL_FREE, delay_after
-from posthog_jobs.tasks import WAITED, DurableTask
 from posthog_jobs.ticks import TASKS, Tick, boundary_after, boundary_before
 from posthog_jobs.transport.outcome import last_outcome
 from posthog_jobs.transport.records import (

@@ -261,7 +261,7 @@ def test_a_worker_waits_for_its_broker(
 
 
 class TestRetries:
-    """A job raises `RetryError` while the broker is away."""
+    """A job, or a hook, raises `RetryError` while the broker is away."""
 
     @pytest.fixture
     def default_redis_broker(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -269,8 +269,40 @@ class TestRetries:
         yield from RedisProcess.launch(tmp_path_factory.mktemp("redis"), *options).serve()
 
     @pytest.fixture
-    def settings(self) -> dict[str, Any]:
-        return {"posthog_jobs_apps": APPS, "posthog_jobs_enqueue_timeout": 1}
+    def gate(self, tmp_path: Path) -> Path:
+        return tmp_path / "gate"
+
+    @pytest.fixture
+    def settings(self, gate: Path) -> dict[str, Any]:
+        gated = {"module": "tests.apps.gated", "config": {"gate": str(gate)}}
+        return {
+            "posthog_jobs_apps": {**APPS, "gated": gated},
+            "posthog_jobs_enqueue_timeout": 1,
+        }
+
+    def test_an_event_is_delivered_again(
+        self,
+        jobs_app: PostHogJobs,
+        default_worker_container: WorkerProcess,
+        default_redis_broker: RedisProcess,
+        gate: Path,
+    ) -> None:
+        """An event whose hook could not be scheduled again is not acknowledged; nothing failed."""
+        jobs_app.capture({"event": "sign up"})
+        wait_for(jobs_app, "on_event", app_id="gated")
+        default_redis_broker.kill()
+        gate.touch()
+        poll(
+            "its retry is given up",
+            lambda: "reject requeue=True: the broker is away" in default_worker_container.logs(),
+        )
+        default_redis_broker.start()
+        default_redis_broker.ready()
+
+        first, *again = wait_for(jobs_app, "on_event", 2, app_id="gated")
+
+        assert [first["first"], *(note["first"] for note in again)] == [True, False]
+        assert jobs_app.failures.count() == 0
 
     @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
     def test_it_is_delivered_again(
@@ -278,11 +310,10 @@ class TestRetries:
         jobs_app: PostHogJobs,
         default_worker_container: WorkerProcess,
         default_redis_broker: RedisProcess,
-        tmp_path: Path,
+        gate: Path,
         pool: str,
     ) -> None:
         """It is not acknowledged, and so runs again when the broker is back; nothing failed."""
-        gate = tmp_path / "gate"
         handle = jobs_app.meta_for("recorder").jobs.fail_at_gate(str(gate)).run_now()
         wait_for(jobs_app, "fail_at_gate")
         default_redis_broker.kill()

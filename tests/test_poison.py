@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.durable_task import WAITED
 from posthog_jobs.reasons import Reason
 from posthog_jobs.replay import replayed
-from posthog_jobs.tasks import WAITED
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import notes, wait_for

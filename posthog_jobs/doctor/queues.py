@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.doctor.search import search
 from posthog_jobs.doctor.workers import bystander
+from posthog_jobs.event_tasks import CAPTURE, ON_EVENT
 from posthog_jobs.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
 from posthog_jobs.findings import fail, ok, warn
-from posthog_jobs.tasks import CAPTURE, ON_EVENT, task_name
+from posthog_jobs.tasks import task_name
 from posthog_jobs.ticks import PERIODS
 from posthog_jobs.transport.records import Record
 
