@@ -253,7 +253,7 @@ class Apps:
             return replace(before, config={}, is_removed=True, is_purged=purge or before.is_purged)
 
         self._store.change(app_id, edit)
-        self._runtime.refresh(ask=True)
+        self._runtime.roster.refresh(ask=True)
         self._stop_ticks(app_id)
         cancelled = None
         if schedule is not None:
@@ -303,11 +303,11 @@ class Apps:
             )
 
     def _refreshed(self) -> Mapping[str, Loaded]:
-        self._runtime.refresh(ask=True)
+        self._runtime.roster.refresh(ask=True)
         return self._runtime.installations.all
 
     def _unknown(self, app_id: str) -> AppError:
-        self._runtime.refresh(ask=True)
+        self._runtime.roster.refresh(ask=True)
         try:
             self._runtime.installations.get(app_id)
         except UnknownAppError as error:

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import copy
-import logging
-import os
-import threading
 from functools import partial
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.events import check_event
 from posthog_jobs.execution import call
 from posthog_jobs.exporter import Exporter, ExportSender
-from posthog_jobs.feed import INTERVAL, Feed
 from posthog_jobs.hooks import on_event, process_event, process_events
-from posthog_jobs.installations import Installations
 from posthog_jobs.lane import Lane
 from posthog_jobs.lifecycle import Lifecycle
 from posthog_jobs.messages import ABSENT, Outbox, Sender
 from posthog_jobs.metas import Metas
 from posthog_jobs.ready_job import BY_HAND, ReadyJob, call_of, check_call
-from posthog_jobs.shared_version import SharedVersion
+from posthog_jobs.roster import Roster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from posthog_jobs.installations import Installation
+    from posthog_jobs.installations import Installation, Installations
     from posthog_jobs.meta import Meta
     from posthog_jobs.redis import RedisServer
     from posthog_jobs.running import Delivery
     from posthog_jobs.settings import Settings
-    from posthog_jobs.store import InstallationStore, Snapshot
-
-logger = logging.getLogger(__name__)
+    from posthog_jobs.store import InstallationStore
 
 
 class AppSender(Sender, ExportSender, Protocol):
@@ -46,28 +38,13 @@ class Runtime:
 
     Attributes:
         settings: the settings that it was made from.
+        roster: who is installed.
         metas: builds what apps are given, and reads what they have recorded.
         outbox: publishes.
         server: where `meta.cache` and `meta.storage` live.
-        seen: the newest version of the store that the worker has seen, if this is one.
     """
 
-    __slots__ = (
-        "_exporter",
-        "_feed",
-        "_installations",
-        "_is_refreshing",
-        "_lifecycle",
-        "_listeners",
-        "_lock",
-        "_overruled",
-        "_pid",
-        "metas",
-        "outbox",
-        "seen",
-        "server",
-        "settings",
-    )
+    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "roster", "server", "settings")
 
     def __init__(
         self,
@@ -85,23 +62,13 @@ class Runtime:
             store: where more installations live; read when the first is asked for.
         """
         self.settings: Final = settings
-        self.seen: Final = SharedVersion()
-        self._installations: Final = Installations(
-            settings.apps, default_team_id=settings.default_team_id
-        )
-        _log(self._installations.broken.values())
-        self._feed: Final = None if store is None else Feed(store, self.seen)
-        self._lock = threading.RLock()
-        self._is_refreshing = False
-        self._pid = os.getpid()
-        self._listeners: Final[list[tuple[int, Callable[[], object]]]] = []
-        self._overruled: Final[set[str]] = set()
+        self.roster: Final = Roster(settings, store, self._retire)
         self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
         self.server: Final = server
         self.metas: Final = Metas(settings, server, self.outbox)
         self._lifecycle: Final = Lifecycle(
             self.metas.build,
-            self._installations.is_current,
+            self.roster.known.is_current,
             before_end=self._export_rest,
             after_end=self._purge_rest,
         )
@@ -110,63 +77,7 @@ class Runtime:
     @property
     def installations(self) -> Installations:
         """Who is installed, as of now."""
-        self.refresh()
-        return self._installations
-
-    def refresh(self, *, ask: bool = False) -> None:
-        """Take what operators have changed; without news that costs a comparison.
-
-        Args:
-            ask: ask the store, though it was asked just now.
-        """
-        feed = self._feed
-        if feed is None or not (
-            ask or feed.may_have_news() or self._installations.retry_at <= monotonic()
-        ):
-            return
-        if self._pid != os.getpid():  # the thread that held it in the parent is not here
-            self._lock, self._is_refreshing, self._pid = threading.RLock(), False, os.getpid()
-        changed = False
-
-        def take(snapshot: Snapshot) -> None:
-            nonlocal changed
-            changed = True
-            self._take(snapshot)
-
-        with self._lock:
-            if self._is_refreshing:  # code of an app, while it is imported here
-                return
-            self._is_refreshing = True
-            try:
-                if ask or feed.may_have_news():
-                    feed.follow(take, ask=ask)
-                if self._installations.retry_at <= monotonic():
-                    changed = True
-                    _log(self._installations.retry())
-            finally:
-                self._is_refreshing = False
-        if changed:
-            for pid, listener in self._listeners:
-                if pid == os.getpid():
-                    listener()
-
-    def on_change(self, listener: Callable[[], object]) -> None:
-        """Call something in this process, not in its forks, whenever installations have changed.
-
-        Args:
-            listener: called without arguments, after the change was taken, by the thread that
-                took it; it must neither block nor raise.
-        """
-        self._listeners.append((os.getpid(), listener))
-
-    def follow(self) -> None:
-        """Take changes as they come, for as long as the process lives; for a thread of its own."""
-        while True:
-            sleep(INTERVAL)
-            try:
-                self.refresh()
-            except Exception:
-                logger.exception("the installed apps could not be refreshed; that is tried again")
+        return self.roster.current
 
     def meta(self, app_id: str, *, set_up: bool = False) -> Meta:
         """Return an installation's meta, to trigger its jobs from outside of its hooks.
@@ -179,7 +90,7 @@ class Runtime:
             UnknownAppError, AppLoadError, AppDisabledError: it cannot run.
             AppSetupError: `setup_plugin` failed.
         """
-        return self._lifecycle.meta(self._get(app_id), set_up=set_up)
+        return self._lifecycle.meta(self.roster.get(app_id), set_up=set_up)
 
     def job(
         self,
@@ -205,7 +116,7 @@ class Runtime:
             AppError, UnknownJobError: the app or the job is not there now.
             PayloadRefusedError: its function does not take the payload any more, or needs one.
         """
-        installation = self._get(app_id)
+        installation = self.roster.get(app_id)
         definition = installation.definition
         if definition.name != app_name:
             raise UnknownAppError(
@@ -230,7 +141,7 @@ class Runtime:
         Raises:
             AppError: the app is not there now.
         """
-        installation = self._get(app_id)
+        installation = self.roster.get(app_id)
         function = installation.definition.hooks.get(name)
         if function is None:
             return None
@@ -244,7 +155,7 @@ class Runtime:
     def pool_limit(self, app_id: str, job_name: str) -> float | None:
         """Return the seconds after which the pool must end a job; None if it need not."""
         try:
-            job = self._installations.get(app_id).definition.jobs.get(job_name)
+            job = self.roster.known.get(app_id).definition.jobs.get(job_name)
         except AppError:
             return None
         return None if job is None or job.is_async else job.time_limit
@@ -307,7 +218,9 @@ class Runtime:
             UnknownAppError, AppLoadError, AppDisabledError: that installation cannot run.
         """
         installations = (
-            self.installations.of_team(event["team_id"]) if app_id is None else [self._get(app_id)]
+            self.installations.of_team(event["team_id"])
+            if app_id is None
+            else [self.roster.get(app_id)]
         )
         with self._lifecycle.holding() as meta:
             on_event(event, installations, meta, retry)
@@ -329,7 +242,7 @@ class Runtime:
         Raises:
             AppError, UnknownJobError: the app or the hook is not there now.
         """
-        installation = self._get(app_id)
+        installation = self.roster.get(app_id)
         hook = installation.definition.hooks.get("export_events")
         if hook is None:
             raise UnknownJobError(
@@ -359,7 +272,7 @@ class Runtime:
             StoreUnavailableError, BrokerUnavailableError: not now; nothing is lost.
         """
         try:
-            installation = self._get(app_id)
+            installation = self.roster.get(app_id)
         except AppError:
             installation = None
         self._exporter.flush(app_id, installation, owner)
@@ -385,34 +298,8 @@ class Runtime:
         self._exporter.drain_all(self.batch)
         self._lifecycle.tear_down()
 
-    def _get(self, app_id: str) -> Installation:
-        try:
-            return self.installations.get(app_id)
-        except AppError:
-            if self.seen.value is not None:
-                raise
-        # nobody tells this process of changes: this one may be younger than the last question
-        self.refresh(ask=True)
-        return self._installations.get(app_id)
-
-    def _take(self, snapshot: Snapshot) -> None:
-        before = self._installations.broken
-        for entry in snapshot.entries:
-            if (
-                self._installations.is_configured(entry.id)
-                and not entry.is_removed
-                and entry.id not in self._overruled
-            ):
-                self._overruled.add(entry.id)
-                logger.warning(
-                    "app id %r is in posthog_jobs_apps and in the store; the former counts. Take "
-                    "it out of one of them",
-                    entry.id,
-                )
-        for installation in self._installations.take(snapshot.entries):
-            self._lifecycle.retire(installation)
-        broken = self._installations.broken
-        _log(error for app_id, error in broken.items() if error is not before.get(app_id))
+    def _retire(self, installation: Installation) -> None:
+        self._lifecycle.retire(installation)
 
     def _export_rest(self, installation: Installation, meta: Meta) -> None:
         """Export what an installation has buffered with its old version, which is about to end."""
@@ -424,12 +311,8 @@ class Runtime:
 
     def _purge_rest(self, installation: Installation) -> None:
         """Delete what an installation has written after it was uninstalled with all it kept."""
-        if self._installations.is_purged(installation.id):
-            self.refresh(ask=True)  # by now the id may be installed again
-        if self._installations.is_purged(installation.id):
+        known = self.roster.known
+        if known.is_purged(installation.id):
+            self.roster.refresh(ask=True)  # by now the id may be installed again
+        if known.is_purged(installation.id):
             self.metas.purge(installation.id)
-
-
-def _log(errors: Iterable[AppError]) -> None:
-    for error in errors:
-        logger.error("%s", error, exc_info=error.__cause__)

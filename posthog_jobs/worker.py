@@ -250,23 +250,23 @@ class JobConsumer(Consumer):
         """
         self._loop_thread = get_ident()
         self.pool._does_debug = False  # noqa: SLF001  # Celery's debug log quotes the arguments
-        self.app.runtime.on_change(lambda: self.call_soon(self._take_change))
+        self.app.runtime.roster.on_change(lambda: self.call_soon(self._take_change))
         try:
             super().start()
         except PreconditionFailed as error:
             raise name_is_taken(error) from error
         finally:
-            self.app.runtime.seen.forget()
+            self.app.runtime.roster.seen.forget()
 
     def _follow_store(self) -> None:
         """Learn of changes with every turn, and take them twice a second if nothing runs."""
         runtime = self.app.runtime
         lease = getattr(self.task_consumer.channel, "lease", None)
         if lease is not None and runtime.settings.redis_url is None:
-            lease.on_apps_version = runtime.seen.note
+            lease.on_apps_version = runtime.roster.seen.note
         if self._looking is not None:  # from before the connection was lost
             self._looking.cancel()
-        self._looking = self.timer.call_repeatedly(INTERVAL, runtime.refresh)
+        self._looking = self.timer.call_repeatedly(INTERVAL, runtime.roster.refresh)
 
     def _counting(self) -> Metrics | None:
         """Have the ends of jobs counted, if metrics are to be served.
