@@ -36,6 +36,18 @@ def settings() -> dict[str, Any]:
     }
 
 
+def places(app: PostHogJobs, worker: WorkerProcess) -> dict[str, int]:
+    """Return what became of the messages → of how many, by the worker's log and the schedule."""
+    log = worker.logs()
+    found = {what: len(re.findall(f"(?m)^\\[.*{line}", log)) for what, line in DONE.items()}
+    # a job with a `shadow` has Celery's line, too
+    ends = re.findall(r"(?m)^\[.* id=(\S+) attempt=.* result=succeeded$", log)
+    ids = {json.loads(word) if word.startswith('"') else word for word in ends}
+    plain = re.findall(r"(?m)^\[.*Task \S+\[(\S+)\] succeeded in ", log)
+    found["succeeded"] = len(ends) + sum(task_id not in ids for task_id in plain)
+    return {**found, "waiting": app.schedule.count()}
+
+
 def feed(app: PostHogJobs, worker: WorkerProcess, count: int, seed: int = 1) -> None:
     random = Random(seed)
     with app.connection_for_write() as connection:
@@ -54,15 +66,9 @@ def feed(app: PostHogJobs, worker: WorkerProcess, count: int, seed: int = 1) -> 
             if not key.startswith((b"posthog_jobs:", b"_kombu.binding", b"celery"))
         ]  # fmt: skip
         assert elsewhere == [], "a message made the worker publish elsewhere"
-    log = worker.logs()
-    done = {what: len(re.findall(f"(?m)^\\[.*{line}", log)) for what, line in DONE.items()}
-    # a job with a `shadow` has Celery's line, too
-    ends = re.findall(r"(?m)^\[.* id=(\S+) attempt=.* result=succeeded$", log)
-    ids = {json.loads(word) if word.startswith('"') else word for word in ends}
-    plain = re.findall(r"(?m)^\[.*Task \S+\[(\S+)\] succeeded in ", log)
-    done["succeeded"] = len(ends) + sum(task_id not in ids for task_id in plain)
-    waiting = app.schedule.count()
-    assert sum(done.values()) + waiting == count, (done, waiting)
+    # what waits for its app is between its queue and the schedule now and then
+    poll("each is in one place", lambda: sum(places(app, worker).values()) == count)
+    log, done = worker.logs(), places(app, worker)
     # it is the consumer that the worker began with, and no line of its log is forged
     assert log.count(" ready.") == 1
     assert "consumer: Connection to broker lost" not in log
@@ -72,7 +78,7 @@ def feed(app: PostHogJobs, worker: WorkerProcess, count: int, seed: int = 1) -> 
     # what was wrong is kept, and can be listed
     assert app.failures.count() >= done["refused"]
     assert len(app.failures.list(limit=10_000).jobs) == app.failures.count()
-    assert len(app.schedule.list(limit=10_000).jobs) == waiting
+    poll("a whole list", lambda: len(app.schedule.list(limit=10_000).jobs) == done["waiting"])
     taken = sum(app.meta_for(app_id).cache.get("taken", 0) for app_id in ("sink", "sink2"))
     assert count / 10 < taken <= done["succeeded"]
 
