@@ -23,7 +23,7 @@ from posthog_jobs import rabbitmq, transport
 from posthog_jobs.apps import Apps
 from posthog_jobs.configuration import (
     DEFAULTS,
-    censor,
+    adopt,
     check_json_only,
     checked_scheme,
     retry_policy,
@@ -90,7 +90,7 @@ class PostHogJobs(Celery):
         self._runtime_lock = threading.RLock()
         self._delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
-        censor(self._conf)
+        adopt(self._conf)
         self._tasks.app = self
         ours = (CaptureTask, OnEventTask, FlushExportTask, ExportEventsTask, *TICK_TASKS)
         for task in ours:
@@ -372,7 +372,7 @@ class PostHogJobs(Celery):
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
-        censor(conf)
+        adopt(conf)
         # over Celery's defaults, under all that is configured
         conf.maps.insert(-1, {**DEFAULTS, **rabbitmq.defaults(conf)})
         return conf

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu.transport import TRANSPORT_ALIASES
 
 from posthog_jobs import rabbitmq
+from posthog_jobs.conf import Conf
 from posthog_jobs.errors import ConfigurationError
-from posthog_jobs.shown_settings import ShownSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,10 @@ DEFAULTS: Final = {
 _SHORTEST_INTERVAL: Final = 0.05
 
 
-def censor(conf: Any) -> None:
-    """Let a configuration show no secret; Celery has no option for its class."""
+def adopt(conf: Any) -> None:
+    """Make Celery's configuration a `Conf`; Celery has no option for its class."""
     if conf is not None:
-        object.__setattr__(conf, "__class__", ShownSettings)  # what is set otherwise is a key
+        object.__setattr__(conf, "__class__", Conf)  # what is set otherwise is a key
 
 
 def retry_policy(policy: Mapping[str, Any], seconds: float) -> dict[str, Any]:
