@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.entries import read_entry
 from posthog_jobs.errors import InstallError, UnknownAppError, UnsupportedByBrokerError
+from posthog_jobs.installed_app import InstalledApp, Uninstalled
 from posthog_jobs.loading import load_app, resolved
-from posthog_jobs.masks import MASK
 from posthog_jobs.payloads import check_payload
 from posthog_jobs.ticks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from posthog_jobs.definitions import AppDefinition
     from posthog_jobs.entries import AppEntry
     from posthog_jobs.errors import AppError
     from posthog_jobs.installations import Loaded
     from posthog_jobs.runtime import Runtime
     from posthog_jobs.schedule import Schedule
     from posthog_jobs.store import InstallationStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstalledApp:
-    """An installation, as an operator sees it.
-
-    Attributes:
-        entry: id, module, config, team, and whether it is enabled.
-        definition: its code; None if it is broken, or disabled in the store and so not loaded.
-        error: why it is broken, in this process; None if it is not.
-    """
-
-    entry: AppEntry
-    definition: AppDefinition | None = field(repr=False)
-    error: AppError | None
-
-    @property
-    def masked_config(self) -> Mapping[str, Any]:
-        """The config as it may be shown: without secrets; all are masked if no code says which."""
-        if self.definition is None:
-            return dict.fromkeys(self.entry.config, MASK)
-        return self.definition.manifest.schema.mask(self.entry.config)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uninstalled:
-    """What became of an installation's remains.
-
-    Attributes:
-        cancelled: how many waiting jobs were cancelled; None if they were kept.
-        purged: how many keys of its cache and storage were deleted; None if they were kept.
-    """
-
-    cancelled: int | None
-    purged: int | None
 
 
 class Apps:
@@ -86,7 +50,7 @@ class Apps:
     def list(self) -> list[InstalledApp]:
         """Return all that is installed, in the order in which hooks run."""
         known = self._refreshed().values()
-        return [_installed(loaded) for loaded in known if not loaded.entry.is_removed]
+        return [InstalledApp.of(loaded) for loaded in known if not loaded.entry.is_removed]
 
     def get(self, app_id: str) -> InstalledApp:
         """Return one installation.
@@ -97,7 +61,7 @@ class Apps:
         loaded = self._refreshed().get(app_id)
         if loaded is None or loaded.entry.is_removed:
             raise self._unknown(app_id)
-        return _installed(loaded)
+        return InstalledApp.of(loaded)
 
     def metrics(self, app_id: str) -> dict[str, float | None]:
         """Return an installation's metrics, as all workers have recorded them.
@@ -313,12 +277,3 @@ class Apps:
         except UnknownAppError as error:
             return error
         return InstallError(f"app id {app_id!r} was changed by somebody else just now; try again")
-
-
-def _installed(loaded: Loaded) -> InstalledApp:
-    installation = loaded.installation
-    return InstalledApp(
-        entry=loaded.entry,
-        definition=None if installation is None else installation.definition,
-        error=loaded.error,
-    )

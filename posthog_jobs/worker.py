@@ -30,6 +30,7 @@ from posthog_jobs.limits import unlimited_jobs
 from posthog_jobs.rabbitmq import name_is_taken
 from posthog_jobs.reasons import Reason
 from posthog_jobs.requests import keep
+from posthog_jobs.strategies import JobStrategies
 from posthog_jobs.tick_tasks import schedule_ticks
 from posthog_jobs.transport.channel import DurableChannel
 from posthog_jobs.transport.message import Message
@@ -51,29 +52,6 @@ _TICKS_CHECKED_EVERY = 60
 
 #: Seconds to connect to the broker, and for a reply, when it is asked for metrics.
 _SCRAPE_TIMEOUT = 1.0
-
-
-class JobStrategies(dict[str, Any]):
-    """Task name → what the consumer does with its messages, made on first sight."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        super().__init__()
-        self._consumer = consumer
-
-    def __missing__(self, name: str) -> Callable[..., Any]:
-        """Return the strategy of a task that the worker has not met.
-
-        Raises:
-            celery.exceptions.NotRegistered: a KeyError; the name is not a job's.
-        """
-        consumer = self._consumer
-        tasks = consumer.app.tasks
-        task = tasks[name]
-        consumer.task_buckets[name] = consumer.bucket_for_task(task)
-        strategy: Callable[..., Any] = task.start_strategy(consumer.app, consumer)
-        if name in tasks:
-            self[name] = strategy
-        return strategy
 
 
 class JobConsumer(Consumer):

@@ -16,7 +16,7 @@ from posthog_jobs.cli.output import CommandGroup, app_of, as_json, print_json, p
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from posthog_jobs.apps import InstalledApp
+    from posthog_jobs.installed_app import InstalledApp
 
 config_json = click.option(
     "--config-json",

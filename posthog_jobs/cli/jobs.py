@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,9 +20,7 @@ from posthog_jobs.cli.output import (
     print_json,
     print_table,
 )
-
-if TYPE_CHECKING:
-    from posthog_jobs.waiting import Forecast, Steered, WaitingJob
+from posthog_jobs.cli.waiting import attempt, counts, described, report
 
 in_ = click.option(
     "--in",
@@ -78,7 +74,7 @@ def list_(  # noqa: PLR0913  # one parameter an option
         cursor=cursor,
     )
     if as_json:
-        jobs = [_described(waiting, error_class_alone=True) for waiting in page.jobs]
+        jobs = [described(waiting, error_class_alone=True) for waiting in page.jobs]
         print_json({"jobs": jobs, "cursor": page.cursor})
         return
     if not page.jobs:
@@ -95,7 +91,7 @@ def list_(  # noqa: PLR0913  # one parameter an option
                 f"{waiting.due:%Y-%m-%d %H:%M:%S}",
                 duration((waiting.due - now).total_seconds()),
                 waiting.key or "-",
-                _attempt(waiting),
+                attempt(waiting),
             )
             for waiting in page.jobs
         ],
@@ -113,19 +109,19 @@ def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
     waiting = app_of(ctx).schedule.get(task_id)
     if waiting is None:
         fail(f"No job waits under the id {task_id}: it was cancelled, has been due, or never was.")
-    described = _described(waiting)
+    shown = described(waiting)
     if waiting.app_id:  # a job
         try:
             _, *payload = json.loads(waiting.body)[0]
         except Exception as error:  # noqa: BLE001  # whoever sent it may have sent anything
-            described["unreadable"] = type(error).__name__  # a worker will keep it as failed
+            shown["unreadable"] = type(error).__name__  # a worker will keep it as failed
         else:
             if payload:
-                described["payload"] = payload[0]
+                shown["payload"] = payload[0]
     if as_json:
-        print_json(described)
+        print_json(shown)
         return
-    print_fields(described, width=9)
+    print_fields(shown, width=9)
 
 
 @jobs.command()
@@ -136,7 +132,7 @@ def cancel(ctx: click.Context, *, task_ids: tuple[str, ...], as_json: bool) -> N
     """Cancel jobs that wait; one that has just left for its queue is revoked."""
     schedule = app_of(ctx).schedule
     outcomes = {task_id: schedule.cancel(task_id) for task_id in dict.fromkeys(task_ids)}
-    _report(outcomes, as_json=as_json)
+    report(outcomes, as_json=as_json)
 
 
 @jobs.command()
@@ -152,7 +148,7 @@ def reschedule(
     moment = _due(in_, at)
     if moment is None:
         raise click.UsageError("Say when: --in 5 minutes, or --at 2030-01-01T00:00Z.")
-    _report({task_id: app_of(ctx).schedule.reschedule(task_id, moment)}, as_json=as_json)
+    report({task_id: app_of(ctx).schedule.reschedule(task_id, moment)}, as_json=as_json)
 
 
 @jobs.command("run-now")
@@ -161,7 +157,7 @@ def reschedule(
 @click.pass_context
 def run_now(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
     """Run a job that waits before its time."""
-    _report({task_id: app_of(ctx).schedule.run_now(task_id)}, as_json=as_json)
+    report({task_id: app_of(ctx).schedule.run_now(task_id)}, as_json=as_json)
 
 
 @jobs.command()
@@ -172,12 +168,12 @@ def run_now(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
 def forecast(ctx: click.Context, *, app_id: str | None, job: str | None, as_json: bool) -> None:
     """Show how many jobs come due when, and how late the first one is."""
     coming = app_of(ctx).schedule.forecast(app_id=app_id, job=job)
-    counts = _counts(coming)
+    periods = counts(coming)
     if as_json:
-        print_json({**counts, "late_seconds": coming.late.total_seconds()})
+        print_json({**periods, "late_seconds": coming.late.total_seconds()})
         return
-    most = max(counts.values()) or 1
-    for period, count in counts.items():
+    most = max(periods.values()) or 1
+    for period, count in periods.items():
         label = "later" if period == "later" else f"within a{'n' * (period == 'hour')} {period}"
         bar = "█" * (-(-40 * count // most))
         click.echo(f"{label:<16} {count:>9,} {bar}".rstrip())
@@ -259,53 +255,3 @@ def _due(in_: tuple[str, str] | None, at: str | None) -> datetime | None:
     except ValueError:
         raise click.UsageError(f"--in {number} {unit}: {number!r} is no number.") from None
     return due_in(int(amount) if amount.is_integer() else amount, unit, now=datetime.now(UTC))
-
-
-def _described(waiting: WaitingJob, *, error_class_alone: bool = False) -> dict[str, Any]:
-    return {
-        "id": waiting.id,
-        "app": waiting.app_id or None,
-        "job": waiting.job.rpartition(".")[2] if waiting.app_id else None,
-        "task": waiting.job,
-        "due": waiting.due.isoformat(),
-        "key": waiting.key,
-        "queue": waiting.queue,
-        "attempt": waiting.attempt,
-        "error": _error_class(waiting) if error_class_alone else waiting.last_error,
-    }
-
-
-def _attempt(waiting: WaitingJob) -> str:
-    error = _error_class(waiting)
-    return str(waiting.attempt) if error is None else f"{waiting.attempt}, after {error}"
-
-
-def _error_class(waiting: WaitingJob) -> str | None:
-    # the message may quote a payload
-    return None if waiting.last_error is None else waiting.last_error.partition(":")[0]
-
-
-def _counts(coming: Forecast) -> dict[str, int]:
-    return {
-        period: getattr(coming, period)
-        for period in ("minute", "hour", "day", "week", "month", "later")
-    }
-
-
-_SENTENCES = {
-    "cancelled": "cancelled",
-    "rescheduled": "moved",
-    "queued": "sent to its queue",
-    "promoted": "had left for its queue already: it may be running, or have run",
-    "unknown": "does not wait",
-}
-
-
-def _report(outcomes: dict[str, Steered], *, as_json: bool) -> None:
-    if as_json:
-        print_json({task_id: steered.value for task_id, steered in outcomes.items()})
-    else:
-        for task_id, steered in outcomes.items():
-            click.echo(f"{task_id}: {_SENTENCES[steered.value]}")
-    if not all(steered.waited for steered in outcomes.values()):
-        sys.exit(1)
