@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _EMBEDDED: Final = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
 _NOTHING: Final = dict.fromkeys(_EMBEDDED)
 
+#: What a task that is named there says beside its name, and of what type.
+_SIGNATURE: Final = {"args": list, "kwargs": dict, "options": dict}
+
 #: Headers that say what they are meant to by one type alone, or are None.
 _TYPES: Final = (
     ("argsrepr", str),
@@ -120,6 +123,18 @@ def _check_embedded(embed: Any, outside: dict[str, Any]) -> None:
         # another name would become one of the request's own attributes
         if not isinstance(value, _EMBEDDED.get(name, type(None)) | None):
             raise InvalidTaskError("the callbacks are of the wrong type")
+        signatures: Any = value if isinstance(value, list) else filter(None, [value])
+        if not all(map(_is_signature, signatures)):
+            raise InvalidTaskError("a callback is no task")
+
+
+def _is_signature(value: Any) -> bool:
+    # Celery would find that out once the task has run, and is acknowledged
+    return (
+        isinstance(value, dict)
+        and is_word(value.get("task"))
+        and all(isinstance(value.get(name, kind()), kind) for name, kind in _SIGNATURE.items())
+    )
 
 
 def _are_limits(limits: object) -> bool:

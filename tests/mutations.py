@@ -179,10 +179,8 @@ def mutated(random: Random) -> bytes:
     for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
         _mutate(bad, random)
     body, headers = bad.get("body"), bad.get("headers")
-    if (
-        isinstance(body, dict) and body.get("eta") == SOON.isoformat()
-    ):  # of protocol 1: waits in the worker
-        body["eta"] = None
+    if isinstance(body, dict) and body.get("eta") == SOON.isoformat():
+        body["eta"] = None  # of protocol 1, which would wait in the worker
     if isinstance(headers, dict):
         for name in ("id", "posthog_jobs_key"):  # of two that wait under one, only the last stays
             if isinstance(word := headers.get(name), str) and word not in DEEP:

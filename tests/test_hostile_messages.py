@@ -33,6 +33,12 @@ def job(headers: dict[str, Any] | None = None, **embed: Any) -> dict[str, Any]:
     return made
 
 
+def plain(**embed: Any) -> dict[str, Any]:
+    made = message(Random(), "celery.accumulate", [1])
+    made["body"][2].update(embed)
+    return made
+
+
 def due(eta: str) -> dict[str, Any]:
     made = protocol_1(Random())
     made["body"]["eta"] = eta
@@ -68,6 +74,10 @@ TRIES: dict[str, Any] = {
     "retries below 0": job({"retries": -5}),
     "a time limit of no number": job({"timelimit": [float("nan"), None]}),
     "a moment that is none": job({"posthog_jobs_due": "now"}),
+    "a chain of no tasks": plain(chain=[0.5]),
+    "a callback without a name": plain(callbacks=[{**OTHER, "task": None}]),
+    "an errback with no options": plain(errbacks=[{**OTHER, "options": [1]}]),
+    "a chord that is no task": plain(chord={"x": 1}),
     "due after the last year": due("9999-12-31T23:59:59-23:59"),
     "due before the first year": due("0001-01-01T00:00:00+23:59"),
 }
@@ -100,10 +110,10 @@ def test_tries_are_kept(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup) ->
 def test_a_task_whose_end_fails_ends_no_worker(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
-    """A task of Celery's own that was acknowledged, and then names nothing to go on with."""
+    """A task of Celery's own that was acknowledged, and then cannot go on as its message says."""
     made = job()
     made["headers"] |= {"task": "celery.accumulate", "id": "broken"}
-    made["body"][2]["chain"] = [["x"]]
+    made["body"][2]["chain"] = [{**OTHER, "options": {"countdown": "soon"}}]
     with jobs_app.connection_for_write() as connection:
         connection.default_channel.client.lpush("celery", encoded(made))
         jobs_app.meta_for("sink").jobs.take(1).run_now()
