@@ -113,7 +113,7 @@ def test_a_task_whose_end_fails_ends_no_worker(
     """A task of Celery's own that was acknowledged, and then cannot go on as its message says."""
     made = job()
     made["headers"] |= {"task": "celery.accumulate", "id": "broken"}
-    made["body"][2]["chain"] = [{**OTHER, "options": {"countdown": "soon"}}]
+    made["body"][2]["chain"] = [{"task": "x"}, {**OTHER, "options": {"countdown": "soon"}}]
     with jobs_app.connection_for_write() as connection:
         connection.default_channel.client.lpush("celery", encoded(made))
         jobs_app.meta_for("sink").jobs.take(1).run_now()
