@@ -22,7 +22,7 @@ from typing import Final
 
 SEARCHES_IN_VAIN: Final = 3
 SECONDS_BETWEEN: Final = 2
-TIME_LIMIT: Final = 30.0
+TIME_LIMIT: Final = 90.0
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 _started: Final = time.monotonic()

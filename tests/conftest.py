@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from tests.rabbitmq_node import RabbitMQProcess
 
 #: On a busy machine Python is slow, and no example is at fault.
-hypothesis.settings.register_profile(
-    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+_TOLERATED = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=_TOLERATED)
 hypothesis.settings.load_profile("busy")
 
 ROOT = Path(__file__).resolve().parent.parent

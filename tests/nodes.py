@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_celery import CeleryTestContainer, CeleryWorkerContainer, RedisContainer
@@ -21,7 +24,6 @@ from posthog_jobs.embedded import find_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HOST = "127.0.0.1"
 _PDEATHSIG = 1
@@ -37,13 +39,35 @@ ENVIRONMENT = {
 }
 
 
+#: Whose byte n a process of tests has locked to have the port n for itself.
+_PORTS = (Path(tempfile.gettempdir()) / f"posthog_jobs-ports-{os.getuid()}").open("ab")
+_free_ports: set[int] = set()
+_closed_ports: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a port that nothing listens on, below those that outgoing connections get."""
+    """Return a port that nothing listens on, below those that outgoing connections get.
+
+    No other process of tests gets it before this one ends, and this one gets it once.
+    """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
+        if port in _free_ports:  # a lock keeps other processes off, not this one
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
+            fcntl.lockf(_PORTS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.bind((HOST, port))
+            _free_ports.add(port)
             return port
+
+
+def closed_port() -> int:
+    """Return a port that refuses connections for as long as this process lives."""
+    holder = socket.socket()
+    holder.bind((HOST, 0))  # and never listens, so that nobody else can
+    _closed_ports.append(holder)
+    port: int = holder.getsockname()[1]
+    return port
 
 
 def _die_with_parent() -> None:
@@ -54,8 +78,8 @@ def _die_with_parent() -> None:
 class ProcessContainer(CeleryTestContainer):
     """What pytest-celery asks of a container, answered by a process in a folder of its own."""
 
-    boot_timeout = 30.0
-    stop_timeout = 10.0
+    boot_timeout = 120.0
+    stop_timeout = 60.0
 
     def __init__(
         self, folder: Path, command: list[str], env: dict[str, str] | None = None, port: int = 0
@@ -199,7 +223,7 @@ def _signal_number(name: str | int) -> int:
     return getattr(signal, name) if isinstance(name, str) else name
 
 
-def poll(what: str, condition: Any, timeout: float = 20.0) -> Any:
+def poll(what: str, condition: Any, timeout: float = 60.0) -> Any:
     """Return what a function returns as soon as that is true; fail after the timeout (s)."""
     deadline = time.monotonic() + timeout
     while True:

@@ -22,7 +22,7 @@ def wait_for(
     count: int = 1,
     *,
     app_id: str = "recorder",
-    timeout: float = 20.0,
+    timeout: float = 60.0,
 ) -> list[dict[str, Any]]:
     """Return the notes of this kind as soon as there are so many."""
 

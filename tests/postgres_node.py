@@ -76,7 +76,7 @@ class PostgresProcess(ProcessContainer):
             capture_output=True,
             cwd="/",
             env={**ENVIRONMENT, "LC_ALL": "C.UTF-8"},
-            timeout=60,
+            timeout=240,
         )
         options = {"listen_addresses": "", "unix_socket_directories": str(data), "fsync": "off"}
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]

@@ -70,7 +70,7 @@ class PortMapper(ProcessContainer):
 class RabbitMQProcess(ProcessContainer, RabbitMQContainer):
     """A RabbitMQ server on free ports of the loopback interface, with its data in its folder."""
 
-    boot_timeout = 90.0
+    boot_timeout = 240.0
     mapper: PortMapper
 
     @classmethod

@@ -24,7 +24,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.masks import MASK
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, free_port, poll
+from tests.nodes import RedisProcess, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,9 +77,11 @@ def test_a_change_is_seen_elsewhere_within_a_second(
     idle_app.apps.install(MODULE, id="new", config={"n": 0})
     assert other.meta_for("new").config["n"] == 0
 
-    for n in range(1, 4):
+    for n in range(1, 3):
         idle_app.apps.configure("new", {"n": n})
-        poll("the change", lambda n=n: other.meta_for("new").config["n"] == n, timeout=2)
+        changed = time.monotonic()
+        poll("the second is over", lambda changed=changed: time.monotonic() > changed + 1)
+        assert other.meta_for("new").config["n"] == n
 
 
 def test_configure_keeps_what_it_does_not_name(apps: Apps) -> None:
@@ -110,7 +112,7 @@ def test_racing_operators_lose_no_change(idle_app: PostHogJobs) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(110)
 
     assert len(idle_app.apps.get("new").entry.config) == 40
 
@@ -324,7 +326,7 @@ def test_redis_is_away(mortal_server: RedisProcess, caplog: pytest.LogCaptureFix
 
 def test_no_redis_from_the_start(caplog: pytest.LogCaptureFixture) -> None:
     """Redis away: the apps of the configuration run without the store."""
-    url = f"redis://127.0.0.1:{free_port()}/0"
+    url = f"redis://127.0.0.1:{closed_port()}/0"
     app = PostHogJobs(config_source={"broker_url": url, "posthog_jobs_apps": APPS})
 
     for _ in range(2):

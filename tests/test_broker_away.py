@@ -14,7 +14,7 @@ import pytest
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError, ConfigurationError
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, free_port, poll
+from tests.nodes import RedisProcess, closed_port, poll
 from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.nodes import WorkerProcess
 
 
-def app_for(url: str, timeout: float = 5) -> PostHogJobs:
+def app_for(url: str, timeout: float = 60) -> PostHogJobs:
     return PostHogJobs(
         config_source={
             "broker_url": url,
@@ -85,7 +85,7 @@ def lossy(default_redis_broker: RedisProcess) -> Iterator[LossyProxy]:
 
 def test_a_broker_that_is_not_there() -> None:
     """A job is sent again for as long as the setting says; then it is certain that none waits."""
-    jobs = app_for(f"redis://127.0.0.1:{free_port()}/0", timeout=1).meta_for("recorder").jobs
+    jobs = app_for(f"redis://127.0.0.1:{closed_port()}/0", timeout=1).meta_for("recorder").jobs
     began = time.monotonic()
 
     with pytest.raises(BrokerUnavailableError, match=r"within 1 s: .*; nothing was enqueued") as e:
@@ -97,7 +97,7 @@ def test_a_broker_that_is_not_there() -> None:
 
 def test_a_broker_that_is_not_there_says_why() -> None:
     """The error tells what the last attempt met."""
-    jobs = app_for(f"redis://127.0.0.1:{free_port()}/0", timeout=0.5).meta_for("recorder").jobs
+    jobs = app_for(f"redis://127.0.0.1:{closed_port()}/0", timeout=0.5).meta_for("recorder").jobs
     with pytest.raises(BrokerUnavailableError, match="Connection refused"):
         jobs.record(1).run_now()
 
@@ -222,7 +222,7 @@ def test_a_lost_reply_of_a_job_that_has_run(
 
 def test_a_frozen_broker(default_redis_broker: RedisProcess) -> None:
     """A broker that takes a job and never answers: the error says that the job may be there."""
-    app = app_for(default_redis_broker.url, timeout=1)
+    app = app_for(default_redis_broker.url, timeout=2)
     jobs = app.meta_for("recorder").jobs
     jobs.record("warms up").run_now()
     default_redis_broker.kill("SIGSTOP")

@@ -24,7 +24,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT), "HOME": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

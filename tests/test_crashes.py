@@ -35,15 +35,16 @@ def test_killed_in_the_middle_of_a_job_it_runs_in_another_worker(
     pool: str,
 ) -> None:
     """Delivery: a job whose worker is killed with SIGKILL runs again in another worker."""
-    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1.5}).run_now()
-    wait_for(jobs_app, "slow started")
+    jobs_app.meta_for("recorder").jobs.hold(1).run_now()
+    wait_for(jobs_app, "hold started")
     celery_setup.worker.kill()
-    assert notes(jobs_app, "slow ended") == []
+    assert notes(jobs_app, "hold ended") == []
 
+    jobs_app.meta_for("recorder").cache.set("let go", 1)
     start_worker()
 
-    wait_for(jobs_app, "slow ended", timeout=30)
-    assert len(notes(jobs_app, "slow started")) == 2
+    wait_for(jobs_app, "hold ended")
+    assert len(notes(jobs_app, "hold started")) == 2
 
 
 @pytest.mark.parametrize("pool", ["prefork"])
@@ -51,14 +52,15 @@ def test_a_killed_pool_process_does_not_lose_its_job(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
     """Delivery: a job whose pool process is killed runs again in the same worker."""
-    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1.5}).run_now()
-    (started,) = wait_for(jobs_app, "slow started")
+    jobs_app.meta_for("recorder").jobs.hold(1).run_now()
+    (started,) = wait_for(jobs_app, "hold started")
     assert started["pid"] != celery_setup.worker.container.pid
     os.kill(started["pid"], signal.SIGKILL)
 
-    wait_for(jobs_app, "slow ended")
+    jobs_app.meta_for("recorder").cache.set("let go", 1)
+    wait_for(jobs_app, "hold ended")
 
-    assert len(notes(jobs_app, "slow started")) == 2
+    assert len(notes(jobs_app, "hold started")) == 2
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
@@ -66,17 +68,19 @@ def test_a_worker_that_stops_ends_its_job_and_tears_down(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str
 ) -> None:
     """Hooks: setup_plugin once per process, teardown_plugin when it stops; jobs end before."""
-    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1}).run_now()
-    (started,) = wait_for(jobs_app, "slow started")
+    jobs_app.meta_for("recorder").jobs.hold(1).run_now()
+    (started,) = wait_for(jobs_app, "hold started")
 
     celery_setup.worker.kill("SIGTERM")
+    celery_setup.worker.assert_log_exists("Warm shutdown")
+    jobs_app.meta_for("recorder").cache.set("let go", 1)
 
     poll("the end", lambda: celery_setup.worker.container.status == "exited")
-    assert len(notes(jobs_app, "slow ended")) == 1
+    assert len(notes(jobs_app, "hold ended")) == 1
     (set_up,) = [note for note in notes(jobs_app, "setup_plugin") if note["pid"] == started["pid"]]
     (torn_down,) = notes(jobs_app, "teardown_plugin")
     assert torn_down["pid"] == set_up["pid"]
-    assert torn_down["at"] > notes(jobs_app, "slow ended")[0]["at"]
+    assert torn_down["at"] > notes(jobs_app, "hold ended")[0]["at"]
 
 
 class TestMetAfterTheFork:

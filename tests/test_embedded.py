@@ -50,7 +50,7 @@ def test_racing_processes_start_one_server(server: EmbeddedServer) -> None:
         for _ in range(6)
     ]
 
-    answers = {json.loads(racer.communicate(timeout=30)[0]) for racer in racers}
+    answers = {json.loads(racer.communicate(timeout=120)[0]) for racer in racers}
 
     assert len(answers) == 1
     assert answers == {int((server.home / "pid").read_text())}
@@ -188,7 +188,7 @@ def test_a_worker_starts_it_and_the_cli_stops_it(tmp_path: Path) -> None:
         poll("its run", lambda: "job=posthog_jobs.capture" in log.read_text())
     finally:
         worker.terminate()
-        worker.wait(20)
+        worker.wait(60)
         stopped = run(*celery, "jobs", "stop-embedded")
 
     home = tmp_path / "state" / "posthog_jobs"

@@ -32,7 +32,12 @@ def start_demo(folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509  # no threads are under way here
     )
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which what runs in the background ignores
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -51,17 +56,17 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def test_the_demo_finds_the_teapot(tmp_path: Path) -> None:
-    """Demo: it ends with the teapot and exit code 0, within 30 s, and leaves nothing behind."""
+    """Demo: it ends with the teapot and exit code 0 by itself, and leaves nothing behind."""
     demo = start_demo(tmp_path)
 
-    output = demo.communicate(timeout=30)[0]
+    output = demo.communicate(timeout=110)[0]
 
     assert demo.returncode == 0, output
     assert output.rstrip().endswith("found the teapot!")
     assert output.count("answered 503") == 3
     assert output.count("answered 418") == 1
     assert list(tmp_path.iterdir()) == []
-    assert processes_of(tmp_path) == []
+    poll("the end of all processes", lambda: processes_of(tmp_path) == [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -75,7 +80,7 @@ def test_the_demo_cleans_up_when_it_is_stopped(tmp_path: Path, number: signal.Si
 
     os.kill(demo.pid, number)
 
-    assert demo.wait(20) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert demo.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert list(tmp_path.iterdir()) == []
     poll("the end of all processes", lambda: processes_of(tmp_path) == [])
 

@@ -25,7 +25,7 @@ from posthog_jobs.reasons import Reason
 from posthog_jobs.transport.dead_letters import DeadLetters
 from tests.broken import Broken
 from tests.conftest import APPS
-from tests.nodes import free_port
+from tests.nodes import closed_port
 
 if TYPE_CHECKING:
     from posthog_jobs.failures import Failures
@@ -169,7 +169,7 @@ def test_mistakes(failures: Failures) -> None:
         failures.count(before=datetime(2100, 1, 1))  # noqa: DTZ001
     with pytest.raises(UnknownFailureError, match="'x'"):
         failures.replay("x")
-    app = PostHogJobs(config_source={"broker_url": f"redis://127.0.0.1:{free_port()}"})
+    app = PostHogJobs(config_source={"broker_url": f"redis://127.0.0.1:{closed_port()}"})
     with pytest.raises(BrokerUnavailableError):
         app.failures.count()
 

@@ -60,7 +60,7 @@ def feed(app: PostHogJobs, worker: WorkerProcess, count: int, seed: int = 1) -> 
             held = client.keys("posthog_jobs:inflight:*")
             return not client.llen("celery") and not any(client.hlen(key) for key in held)
 
-        poll("all messages are dealt with", is_done, 110)
+        poll("all messages are dealt with", is_done, 240)
         elsewhere = [
             key for key in client.keys("*")
             if not key.startswith((b"posthog_jobs:", b"_kombu.binding", b"celery"))

@@ -40,7 +40,7 @@ def test_a_job_that_a_child_was_handed_and_has_not_confirmed(
         os.kill(child, signal.SIGCONT)
     poll("it has ended", lambda: worker.status == "exited", 60)
 
-    assert time.monotonic() - told < 20
+    assert time.monotonic() - told < 30
     ran = [note["payload"] for note in notes(jobs_app, "record")]
     with jobs_app.connection_for_read() as connection:
         client = connection.default_channel.client
@@ -56,8 +56,8 @@ def test_what_no_thread_has_begun_when_the_connection_is_lost(
     """It runs once, after the worker has connected again."""
     jobs = jobs_app.meta_for("recorder").jobs
     for _ in range(2):  # as many as there are threads
-        jobs.slow({"seconds": 1.5}).run_now()
-    wait_for(jobs_app, "slow started", 2)
+        jobs.hold(1).run_now()
+    wait_for(jobs_app, "hold started", 2)
     for number in range(4):
         jobs.record(number).run_now()
     with jobs_app.connection_for_read() as connection:
@@ -67,9 +67,12 @@ def test_what_no_thread_has_begun_when_the_connection_is_lost(
     with jobs_app.connection_for_read() as connection:
         client = connection.default_channel.client
         client.client_kill_filter(_type="normal", skipme=True)
+        connected = "Connected to redis"
+        poll("it connects", lambda: celery_setup.worker.logs().count(connected) == 2)
+        jobs_app.meta_for("recorder").cache.set("let go", 1)
         wait_for(jobs_app, "record", 4)
         poll("nothing is left", lambda: not client.keys("posthog_jobs:inflight:*"))
         assert not client.exists("celery")
 
     assert sorted(note["payload"] for note in notes(jobs_app, "record")) == [0, 1, 2, 3]
-    assert len(notes(jobs_app, "slow started")) == 2
+    assert len(notes(jobs_app, "hold started")) == 2

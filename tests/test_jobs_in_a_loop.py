@@ -28,7 +28,7 @@ class SlowSender(Recorder):
         self.finished = threading.Semaphore(0)
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         try:
             return super().send(message)
         finally:
@@ -73,7 +73,7 @@ def test_the_loop_is_not_blocked() -> None:
         assert sender.sent == []
         assert not waiting.done()
         sender.go_on.set()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
         assert len(sender.sent) == 1
 
     asyncio.run(main())
@@ -90,7 +90,7 @@ def test_sent_though_never_awaited() -> None:
     assert sender.sent == []
     sender.go_on.set()
 
-    assert sender.finished.acquire(timeout=10)
+    assert sender.finished.acquire(timeout=60)
     assert len(sender.sent) == 1
 
 
@@ -105,7 +105,7 @@ def test_sent_though_the_wait_is_cancelled() -> None:
     asyncio.run(main())
     sender.go_on.set()
 
-    assert sender.finished.acquire(timeout=10)
+    assert sender.finished.acquire(timeout=60)
     assert len(sender.sent) == 1
 
 

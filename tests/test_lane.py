@@ -27,7 +27,7 @@ def in_loop(function: Callable[[], Any], what: str = "sending") -> Pending[Any]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + 10
+    deadline = monotonic() + 60
     while not condition():
         assert monotonic() < deadline, "it did not happen"
         gc.collect()
@@ -83,13 +83,13 @@ def test_a_fork_gets_a_thread_of_its_own() -> None:
     async def made_by() -> int:
         pending = lane.call(os.getpid, "asking")
         assert isinstance(pending, Pending)
-        return await asyncio.wait_for(pending, 10)
+        return await asyncio.wait_for(pending, 60)
 
     assert asyncio.run(made_by()) == os.getpid()
 
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(60)
         os._exit(0 if asyncio.run(made_by()) == os.getpid() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
@@ -100,7 +100,7 @@ def test_an_unawaited_call_is_waited_for() -> None:
     go_on = threading.Event()
 
     def send() -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         order.append("sent")
 
     async def job() -> None:
@@ -146,7 +146,7 @@ def test_a_wait_that_was_cut_short() -> None:
     go_on = threading.Event()
 
     def send() -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         fail()
 
     async def job() -> str:

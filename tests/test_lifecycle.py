@@ -92,7 +92,7 @@ def test_racing_threads_set_up_once() -> None:
     def setup_plugin(meta: Meta) -> None:
         runs.append(threading.current_thread().name)
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         meta.global_["ready"] = True
 
     life = Lifecycle(build)
@@ -103,11 +103,11 @@ def test_racing_threads_set_up_once() -> None:
     ]
     for thread in threads:
         thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert ready == []
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
     assert len(runs) == 1
     assert ready == [True] * 8
@@ -121,7 +121,7 @@ def test_one_setup_does_not_hold_up_another() -> None:
     def setup_plugin(meta: Meta) -> None:
         thread = threading.Thread(target=lambda: meta.global_.update(other=life.meta(other)))
         thread.start()
-        thread.join(10)
+        thread.join(60)
 
     assert life.meta(install(setup_plugin=setup_plugin)).global_["other"].app_id == "two"
 
@@ -326,7 +326,7 @@ def test_a_new_version_waits_for_the_teardown_of_the_old() -> None:
     go_on = threading.Event()
 
     def teardown_plugin(meta: Meta) -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         order.append("teardown")
 
     life = Lifecycle(build)
@@ -360,19 +360,19 @@ def test_a_setup_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def setup_plugin(meta: Meta) -> None:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     life = Lifecycle(build)
     installation = install(setup_plugin=setup_plugin)
     thread = threading.Thread(target=life.meta, args=(installation,))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
 
     with pytest.raises(AppSetupError, match=r"still runs for another job after 0\.05 s"):
         life.meta(installation)
     assert life.meta(install("two")).app_id == "two"
     go_on.set()
-    thread.join(10)
+    thread.join(60)
     assert life.meta(installation).app_id == "one"
 
 

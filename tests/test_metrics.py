@@ -22,7 +22,7 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     UnknownMetricError,
 )
-from tests.nodes import free_port
+from tests.nodes import closed_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,7 +168,7 @@ def test_apps_show(app: PostHogJobs, meta: Meta) -> None:
 
 def test_redis_is_away(config: dict[str, Any]) -> None:
     """Metrics: without Redis recording is an error, at once."""
-    config["broker_url"] = f"redis://127.0.0.1:{free_port()}/0"
+    config["broker_url"] = f"redis://127.0.0.1:{closed_port()}/0"
     meta = PostHogJobs(config_source=config).runtime.meta("one")
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         meta.metrics.count.increment()

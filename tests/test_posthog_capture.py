@@ -24,7 +24,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.extensions.posthog import PostHogClient
 from tests.conftest import APPS
-from tests.nodes import HOST, free_port
+from tests.nodes import HOST, closed_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ def test_posthog_refuses_or_is_away(posthog: Any, ingestion: Ingestion) -> None:
     ingestion.status = 401
     with pytest.raises(CaptureError, match="did not take the event 'tea'") as refused:
         posthog.capture("tea")
-    away = PostHogClient(f"http://{HOST}:{free_port()}", "phc_key").sink(
+    away = PostHogClient(f"http://{HOST}:{closed_port()}", "phc_key").sink(
         {"event": "tea", "distinct_id": "a", "properties": {}, "uuid": None, "timestamp": NOW}
     )
     with pytest.raises(CaptureError):

@@ -53,7 +53,7 @@ class Listener:
 
     def close(self) -> None:
         self._receiver.should_stop = True
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 def printed(app: PostHogJobs, group: Any, *arguments: str) -> str:

@@ -18,23 +18,26 @@ from posthog_jobs.errors import (
     DelayTooLongError,
     DueError,
 )
+from posthog_jobs.findings import Verdict
 from posthog_jobs.rabbitmq import DEFAULTS, LONGEST_DELAY
 from tests import rabbitmq_node
 from tests.conftest import APPS
-from tests.nodes import free_port, poll
+from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
+from tests.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_celery import CeleryTestSetup
 
+    from posthog_jobs.findings import Finding
     from tests.nodes import RedisProcess, WorkerProcess
     from tests.rabbitmq_node import RabbitMQProcess
 
 #: How much later than it is due a job may run where nothing else is to be done, in seconds:
-#: RabbitMQ waits for the next whole second, and the machine may be busy.
-LATE = 1 + 1.5
+#: RabbitMQ waits for the next whole second, and its disk may be busy.
+LATE = 1 + 4
 
 two_pools = pytest.mark.parametrize("pool", ["prefork", "solo"])
 
@@ -87,28 +90,30 @@ def test_jobs_run_when_they_are_due(
     """Delivery: now, in, at and again; each once, never early, at most a second and a bit late."""
     due = {}
     jobs = jobs_app.meta_for("recorder").jobs
-    jobs.fail_once("x").run_now()
-    for seconds in (0.3, 1.5, 2):
-        due[f"in {seconds}"] = time.time() + seconds
-        jobs.record(f"in {seconds}").run_in(seconds, "seconds")
-    moment = datetime.now(UTC) + timedelta(seconds=1.2)
-    due["at"] = moment.timestamp()
-    jobs.record("at").run_at(moment)
-    due["now"] = time.time()
-    jobs.record("now").run_now()
-    due["routed"] = time.time() + 1
-    jobs.record_nothing().run_in(1, "second")
-    due["hook"] = time.time() + 1
-    properties = {"trigger": "record", "payload": "hook", "how": ["run_in", 1, "second"]}
-    jobs_app.capture({"event": "go", "properties": properties})
+    with Pace() as pace:
+        jobs.fail_once("x").run_now()
+        for seconds in (0.3, 1.5, 2):
+            due[f"in {seconds}"] = time.time() + seconds
+            jobs.record(f"in {seconds}").run_in(seconds, "seconds")
+        moment = datetime.now(UTC) + timedelta(seconds=1.2)
+        due["at"] = moment.timestamp()
+        jobs.record("at").run_at(moment)
+        due["now"] = time.time()
+        jobs.record("now").run_now()
+        due["routed"] = time.time() + 1
+        jobs.record_nothing().run_in(1, "second")
+        due["hook"] = time.time() + 1
+        properties = {"trigger": "record", "payload": "hook", "how": ["run_in", 1, "second"]}
+        jobs_app.capture({"event": "go", "properties": properties})
 
-    first, second = wait_for(jobs_app, "fail_once", 2)
-    ran = {note["payload"]: note["at"] for note in wait_for(jobs_app, "record", len(due) - 1)}
-    ran["routed"] = wait_for(jobs_app, "record_nothing")[0]["at"]
+        first, second = wait_for(jobs_app, "fail_once", 2)
+        ran = {note["payload"]: note["at"] for note in wait_for(jobs_app, "record", len(due) - 1)}
+        ran["routed"] = wait_for(jobs_app, "record_nothing")[0]["at"]
+        most = pace.allow(LATE)
 
     assert ran.keys() == due.keys()
-    assert {name: at for name, at in ran.items() if not 0 <= at - due[name] < LATE} == {}
-    assert 5 <= second["at"] - first["at"] < 5 + LATE
+    assert {name: at for name, at in ran.items() if not 0 <= at - due[name] < most} == {}
+    assert 5 <= second["at"] - first["at"] < 5 + most
     assert len(notes(jobs_app, "record")) == len(due) - 1, "each once"
     assert len(notes(jobs_app, "record_nothing")) == 1
     (seen,) = wait_for(jobs_app, "on_event")
@@ -126,15 +131,16 @@ def test_killed_in_the_middle_of_a_job_it_runs_in_another_worker(
     pool: str,
 ) -> None:
     """Delivery: a job whose worker is killed with SIGKILL runs again in another worker."""
-    jobs_app.meta_for("recorder").jobs.slow({"seconds": 1.5}).run_in(0.1, "seconds")
-    wait_for(jobs_app, "slow started")
+    jobs_app.meta_for("recorder").jobs.hold(1).run_in(0.1, "seconds")
+    wait_for(jobs_app, "hold started")
     celery_setup.worker.kill()
-    assert notes(jobs_app, "slow ended") == []
+    assert notes(jobs_app, "hold ended") == []
 
+    jobs_app.meta_for("recorder").cache.set("let go", 1)
     start_worker()
 
-    wait_for(jobs_app, "slow ended")
-    assert len(notes(jobs_app, "slow started")) == 2
+    wait_for(jobs_app, "hold ended")
+    assert len(notes(jobs_app, "hold started")) == 2
 
 
 def test_a_delay_comes_before_any_worker(producer: PostHogJobs) -> None:
@@ -183,7 +189,7 @@ def test_eta_and_countdown_of_celery_are_rounded_up(producer: PostHogJobs) -> No
 
     def note(sender: str, routing_key: str, headers: dict[str, Any], **_: Any) -> None:
         bits = routing_key.split(".")[:-1]
-        published.append((int("".join(bits) or "0", 2), headers["eta"]))
+        published.append((int("".join(bits) or "0", 2), headers["eta"], datetime.now(UTC)))
 
     signals.before_task_publish.connect(note)
     try:
@@ -201,16 +207,20 @@ def test_eta_and_countdown_of_celery_are_rounded_up(producer: PostHogJobs) -> No
     finally:
         signals.before_task_publish.disconnect(note)
 
-    assert [seconds for seconds, _ in published] == [1, 2, 3, 100, 100, LONGEST_DELAY, 0, 0]
-    assert [eta is None for _, eta in published] == [False] * 6 + [True] * 2
+    waits = [seconds for seconds, _, _ in published]
+    assert waits[:3] + waits[5:] == [1, 2, 3, LONGEST_DELAY, 0, 0]
+    for seconds, _, sent in published[3:5]:  # from a moment that comes nearer
+        left = now + timedelta(seconds=100) - sent
+        assert left <= timedelta(seconds=seconds) <= timedelta(seconds=100)
+    assert [eta is None for _, eta, _ in published] == [False] * 6 + [True] * 2
 
 
 def test_a_delay_that_is_too_long_is_refused(producer: PostHogJobs) -> None:
     """Bad input: over 2^28 - 1 seconds nothing is enqueued, and the error says what to do."""
     jobs = producer.meta_for("recorder").jobs
 
-    with pytest.raises(DelayTooLongError, match=r"283996800 s is more than .* use Redis"):
-        jobs.record(1).run_at(datetime.now(UTC) + timedelta(seconds=283996800.4))
+    with pytest.raises(DelayTooLongError, match=r"2839968\d\d s is more than .* use Redis"):
+        jobs.record(1).run_at(datetime.now(UTC) + timedelta(seconds=283996899.4))
     with pytest.raises(DueError, match="more than RabbitMQ can hold"):
         jobs.record(1).run_in(LONGEST_DELAY + 1, "seconds")
     with pytest.raises(DelayTooLongError):
@@ -344,7 +354,12 @@ def test_on_redis_nothing_of_it_applies(broker: dict[str, Any]) -> None:
 
 def test_the_doctor_with_a_worker(jobs_app: PostHogJobs) -> None:
     """Doctor: the limits of RabbitMQ, its worker and queues; and the Redis of meta.storage."""
-    found = {finding.check: finding for finding in jobs_app.doctor(timeout=1)}
+
+    def answered() -> dict[str, Finding] | None:
+        seen = {finding.check: finding for finding in jobs_app.doctor(timeout=1)}
+        return seen if seen["workers"].verdict is Verdict.OK else None
+
+    found = poll("an answer", answered)
 
     assert "30 minutes unless" in found["consumer timeout"].detail
     assert "268,435,455 s" in found["longest delay"].detail
@@ -376,7 +391,7 @@ def test_the_doctor_without_a_worker(producer: PostHogJobs) -> None:
 
 def test_the_doctor_finds_the_broker_away() -> None:
     """Doctor: one failure, without the password."""
-    url = f"amqp://guest:hunter2@127.0.0.1:{free_port()}//"
+    url = f"amqp://guest:hunter2@127.0.0.1:{closed_port()}//"
 
     (found,) = PostHogJobs(config_source={"broker_url": url}).doctor()
 
@@ -388,7 +403,7 @@ def test_the_doctor_finds_the_broker_away() -> None:
 @pytest.mark.parametrize("delay", [0, 1])
 def test_a_broker_that_is_down_is_one_clear_error(delay: int) -> None:
     """Bad input: triggering a job without its broker raises an error that names it."""
-    url = f"amqp://guest:hunter2@127.0.0.1:{free_port()}//"
+    url = f"amqp://guest:hunter2@127.0.0.1:{closed_port()}//"
     app = PostHogJobs(config_source={"broker_url": url, "posthog_jobs_apps": APPS})
 
     with pytest.raises(BrokerUnavailableError, match="see that it runs") as raised:

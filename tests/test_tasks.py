@@ -20,7 +20,7 @@ from posthog_jobs.errors import (
     UnknownAppError,
 )
 from tests.conftest import APPS
-from tests.nodes import free_port, poll
+from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def test_inspect_shows_jobs_and_no_payload(
     assert "posthog_jobs.recorder.recordAsync" in registered
     assert "posthog_jobs.capture" in registered
 
-    jobs_app.meta_for("recorder").jobs.slow({"seconds": 3, "password": SECRET}).run_now()
+    jobs_app.meta_for("recorder").jobs.slow({"seconds": 99, "password": SECRET}).run_now()
     (active,) = poll("a running job", lambda: [a for a in (inspect.active() or {}).values() if a])
 
-    assert active[0]["args"] == "('recorder', <37 bytes>)"
+    assert active[0]["args"] == "('recorder', <38 bytes>)"
     assert active[0]["name"] == "posthog_jobs.recorder.slow"
     assert SECRET not in json.dumps(active)
     assert SECRET not in celery_setup.worker.logs()
@@ -201,7 +201,7 @@ def test_unknown_names_do_not_fill_the_registry(producer: PostHogJobs) -> None:
 
 def test_a_broker_that_is_down_is_one_clear_error() -> None:
     """Bad input: run_now without a broker raises an error that names it, password masked."""
-    url = f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0"
+    url = f"redis://user:{SECRET}@127.0.0.1:{closed_port()}/0"
     app = PostHogJobs(config_source={"broker_url": url, "posthog_jobs_apps": APPS})
 
     with pytest.raises(BrokerUnavailableError, match="see that it runs") as raised:
@@ -269,7 +269,7 @@ def test_an_unawaited_failure_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     import asyncio  # noqa: PLC0415
     import gc  # noqa: PLC0415
 
-    url = f"redis://127.0.0.1:{free_port()}/0"
+    url = f"redis://127.0.0.1:{closed_port()}/0"
     app = PostHogJobs(config_source={"broker_url": url, "posthog_jobs_apps": APPS})
 
     async def trigger() -> None:

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from posthog_jobs import Meta
 
 
+def process_event(event: dict[str, Any], meta: Meta) -> dict[str, Any]:
+    """Go on from the number `stops_at` when somebody says so in the cache."""
+    stops = event["properties"]["number"] == meta.config.get("stops_at")
+    while stops and not meta.cache.get("go on"):
+        time.sleep(0.02)
+    return event
+
+
 def export_events(events: list[dict[str, Any]], meta: Meta) -> Awaitable[None]:
     """Note the events' numbers; `fails` says how it goes, for as many times as `times`."""
     if meta.config.get("fails") == "block":  # here, and not in the loop that others need
@@ -29,7 +37,7 @@ async def export(events: list[dict[str, Any]], meta: Meta) -> None:
     events.clear()
     await meta.cache.lpush(
         "notes",
-        [{"what": "export", "numbers": numbers, "at": time.time(), "pid": os.getpid()}],
+        [{"what": "export", "numbers": numbers, "attempt": attempt, "pid": os.getpid()}],
     )
     if attempt > meta.config.get("times", 10**9):
         return

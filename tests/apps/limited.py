@@ -43,18 +43,22 @@ async def side_by_side(payload: str, meta: Meta) -> None:
     await asyncio.to_thread(describe, "side_by_side", meta, payload)
 
 
-@job(time_limit=1.5)
+@job(retry=[3600])
+def later(payload: str, meta: Meta) -> None:
+    raise RetryError(f"no luck with {payload}")
+
+
+@job(time_limit=2.5)
 def too_slow(meta: Meta) -> None:
     describe("too_slow", meta)
-    time.sleep(60 if meta.config["pool"] == "prefork" else 2.5)
+    time.sleep(3600 if meta.config["pool"] == "prefork" else 3)
     describe("too_slow went on", meta)
 
 
 @job(time_limit=0.5)
 async def too_slow_async(meta: Meta) -> None:
-    await asyncio.to_thread(describe, "too_slow_async", meta)
     try:
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
     finally:
         await asyncio.to_thread(describe, "cancelled", meta)
 

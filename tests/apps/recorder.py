@@ -53,7 +53,9 @@ async def on_event(event: PluginEvent, meta: Meta) -> None:
 
 @job
 def record(payload: object, meta: Meta) -> None:
-    note(meta, "record", payload=payload, ready=meta.global_["ready"], config=dict(meta.config))
+    assert meta.job is not None
+    details = {"payload": payload, "due": meta.job.due, "config": dict(meta.config)}
+    note(meta, "record", ready=meta.global_["ready"], **details)
 
 
 @job
@@ -96,6 +98,15 @@ def slow(payload: dict[str, Any], meta: Meta) -> None:
 
 
 @job
+def hold(payload: object, meta: Meta) -> None:
+    """Run until somebody says in the cache that it may end; the next one ends at once then."""
+    note(meta, "hold started")
+    while not meta.cache.get("let go"):
+        time.sleep(0.02)
+    note(meta, "hold ended")
+
+
+@job
 def fail(payload: object, meta: Meta) -> None:
     note(meta, "fail")
     raise ValueError("this job fails")
@@ -103,11 +114,12 @@ def fail(payload: object, meta: Meta) -> None:
 
 @job
 def fail_once(payload: object, meta: Meta) -> None:
-    """Fail for now at the first attempt."""
+    """Fail for now at the first attempt; a payload may say for how long."""
+    assert meta.job is not None
     attempt = meta.cache.incr(f"fail_once {payload}")
-    note(meta, "fail_once", attempt=attempt)
+    note(meta, "fail_once", attempt=attempt, due=meta.job.due)
     if attempt == 1:
-        raise RetryError("not now")
+        raise RetryError("not now", delay=payload["delay"] if isinstance(payload, dict) else None)
 
 
 @job

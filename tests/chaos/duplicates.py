@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from tests.chaos.storm import Hit
 
 #: Seconds within which a job that has ended is acknowledged; 5 ms on a machine that is not busy.
-ACKNOWLEDGED: Final = 1.0
-#: Seconds that a worker may need to connect again once its server is back.
-CONNECTED: Final = 6.0
+ACKNOWLEDGED: Final = 3.0
+#: Seconds that a worker may need to connect again once its server is back; 4 where it is not busy.
+CONNECTED: Final = 15.0
 #: Seconds that a worker may hold a job that it has fetched and not started: behind long ones.
 HELD: Final = 32.0
 #: Seconds after the last renewal of a lease that a stop can begin, at most; see `lease.py`.

@@ -35,8 +35,8 @@ FATES: Final = (
 
 _LOST_TOO_OFTEN: Final = "worker lost too often"
 
-#: Seconds for which a retry is sent again while the broker is away, and a second for the rest.
-_SENDING: Final = 6.0
+#: Seconds for which a retry is sent again while the broker is away, and a few for the rest.
+_SENDING: Final = 8.0
 
 
 @dataclass(slots=True, kw_only=True)

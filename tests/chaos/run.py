@@ -62,7 +62,7 @@ class ChaosRun:
                 site.server.start()
                 while not site.is_up():
                     time.sleep(_TICK)
-            remains = backlog.remains(site.redis)
+            remains = backlog.remains(site.patient_redis)
         finally:
             site.close()
         hits = [] if self._storm is None else self._storm.hits
@@ -90,7 +90,8 @@ class ChaosRun:
     def _run(self, site: Site) -> float | None:
         """Let the storm rage, then wait until the backlog is worked off; how long that took."""
         site.server.ready()
-        self._began = time.time() + 2  # while the processes start
+        site.start_workers()
+        self._began = time.time() + 2  # while the producer starts
         options = {"seed": self._seed, "seconds": self._seconds, "rate": self._rate}
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         site.start_producer(*words, "--began", self._began)
@@ -106,7 +107,7 @@ class ChaosRun:
         moved, last = time.time(), (0, 0)
         while True:
             done = sum(path.stat().st_size for path in (self._folder / "notes").iterdir())
-            left = backlog.unfinished(site.redis)
+            left = backlog.unfinished(site.patient_redis)
             if left == 0:
                 return time.time()
             if (done, left) != last:

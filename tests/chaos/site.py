@@ -65,6 +65,8 @@ class Site:
             socket_connect_timeout=2,
             retry=Retry(NoBackoff(), 0),  # the storm must not wait for a server that is away
         )
+        #: For when the storm is over, and a server that does not answer is a slow one.
+        self.patient_redis: Any = redis.Redis(port=self.server.port, socket_timeout=60)
 
     def start_worker(self, pool: str) -> WorkerProcess:
         """Start the worker of a pool, in a folder of its own; it is not ready yet."""
@@ -78,6 +80,13 @@ class Site:
         env = {"PYTHONPATH": str(ROOT), "CELERY_BROKER_URL": self.server.url}
         self.workers[pool] = WorkerProcess(folder, command, env)
         return self.workers[pool]
+
+    def start_workers(self) -> None:
+        """Start one worker of each pool, and wait until all are ready."""
+        for pool in POOLS:
+            self.start_worker(pool)
+        for worker in self.workers.values():
+            worker.ready()
 
     def start_producer(self, *arguments: object) -> None:
         """Start the producer."""

@@ -117,7 +117,6 @@ class Storm:
             yield
 
     def _worker_lane(self, pool: str, planned: list[Fault]) -> Iterator[None]:
-        yield from self._started(pool)
         for fault in planned:
             yield from self._until(self._began + fault.at)
             if self.is_over:

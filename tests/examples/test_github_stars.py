@@ -14,7 +14,7 @@ from posthog_jobs.extensions.posthog import PostHog
 from posthog_jobs.extensions.storage import Storage
 from posthog_jobs.testing import AppTester
 from tests.endpoint import Answer, Endpoint
-from tests.nodes import HOST, free_port
+from tests.nodes import HOST, closed_port
 from tests.notes import notes, wait_for
 from tests.test_ticks import quiet_moment
 
@@ -196,11 +196,11 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("limited", "least", "most"),
         [
-            (answer({}, 429, retry_after="9"), 9, 9),
-            (answer({"message": "You have exceeded a secondary rate limit."}, 403), 60, 60),
-            (answer({"message": "secondary rate limit"}, 403, Retry_After="5"), 5, 5),
+            (lambda: answer({}, 429, retry_after="9"), 9, 9),
+            (lambda: answer({"message": "You have exceeded a secondary rate limit."}, 403), 60, 60),
+            (lambda: answer({"message": "secondary rate limit"}, 403, Retry_After="5"), 5, 5),
             (
-                answer(
+                lambda: answer(
                     {"errors": [{"type": "RATE_LIMITED", "message": "API rate limit exceeded"}]},
                     x_ratelimit_remaining="0",
                     x_ratelimit_reset=str(int(time.time()) + 600),
@@ -210,9 +210,9 @@ class TestFailures:
             ),
         ],
     )
-    def test_rate_limits(self, limited: Answer, least: float, most: float) -> None:
+    def test_rate_limits(self, limited: Callable[[], Answer], least: float, most: float) -> None:
         """GitHub stars: at GitHub's limits a run stops until GitHub takes requests again."""
-        with GitHub(limited, stars=2) as github:
+        with GitHub(limited(), stars=2) as github:
             app = install(github.url)
             with pytest.raises(RetryError, match="too many requests") as raised:
                 app.run_every_hour()
@@ -225,7 +225,7 @@ class TestFailures:
     def test_away(self) -> None:
         """GitHub stars: a GitHub that does not answer is asked again later."""
         with pytest.raises(RetryError, match="no answer from GitHub: ConnectError"):
-            install(f"http://{HOST}:{free_port()}/").run_every_hour()
+            install(f"http://{HOST}:{closed_port()}/").run_every_hour()
 
     @pytest.mark.parametrize(
         ("refusal", "message"),
@@ -265,10 +265,15 @@ class TestWorker:
             yield github
 
     @pytest.fixture
-    def settings(self, github: GitHub) -> dict[str, Any]:
+    def lease(self) -> float:
+        """Length of the lease, in seconds; for parametrizing."""
+        return 60
+
+    @pytest.fixture
+    def settings(self, github: GitHub, lease: float) -> dict[str, Any]:
         config = {"repository": REPOSITORY, "token": "github-token", "url": github.url}
         return {
-            "broker_transport_options": {"visibility_timeout": 3},
+            "broker_transport_options": {"visibility_timeout": lease},
             "posthog_jobs_apps": {
                 "stars": {"module": "examples.github_stars", "config": config},
                 "recorder": "tests.apps.recorder",
@@ -297,6 +302,7 @@ class TestWorker:
         assert following.key == "tick"
 
     @pytest.mark.soak
+    @pytest.mark.parametrize("lease", [3])
     def test_killed_between_pages(
         self,
         jobs_app: PostHogJobs,

@@ -33,7 +33,7 @@ BUSY = Answer(status=500)
 
 
 def install(endpoint: Endpoint, **config: str) -> AppTester:
-    config = {"url": endpoint.url, "secret": SECRET, "timeout": "0.3", **config}
+    config = {"url": endpoint.url, "secret": SECRET, "timeout": "60", **config}
     return AppTester(webhooks, config=config, now=NOON)
 
 
@@ -60,7 +60,7 @@ class TestDelivery:
     def test_retried(self) -> None:
         """Webhooks: 500, 503 and silence are tried again, later and later."""
         with Endpoint(BUSY, Answer(status=503), Answer(hangs=True)) as endpoint:
-            app = install(endpoint)
+            app = install(endpoint, timeout="2")
             app.on_event(create_event())
             app.run_due()
             app.jobs.assert_scheduled("deliver", in_=(5, "seconds"))
@@ -195,16 +195,15 @@ class TestWorker:
         self, jobs_app: PostHogJobs, endpoint: Endpoint, run_now: Callable[[str, str], Any]
     ) -> None:
         """Webhooks: installed by command; what fails is retried, and what is refused is kept."""
-        config = [f"url={endpoint.url}", f"secret={SECRET}", "timeout=0.3", "events=sign up"]
+        config = [f"url={endpoint.url}", f"secret={SECRET}", "timeout=2", "events=sign up"]
         options = [word for field in config for word in ("--config", field)]
         assert (
             run_apps(jobs_app, "install", "examples.webhooks", "--id", "hooks", *options).code == 0
         )
         jobs_app.capture(create_event())
-        for count in (1, 2, 3):
+        for count in (1, 3):  # the second one is followed by the third by itself
             endpoint.wait_for(count)
-            if count != 2:  # the next one comes by itself, a second later
-                run_now("hooks", "posthog_jobs.Webhooks.deliver")
+            run_now("hooks", "posthog_jobs.Webhooks.deliver")
         poll("the delivery", lambda: jobs_app.apps.metrics("hooks")["sent"] == 1)
 
         deliveries = {(each.headers["webhook-id"], each.body) for each in endpoint.requests}

