@@ -11,7 +11,7 @@ from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.tick_tasks import schedule_ticks
 from posthog_jobs.ticks import PERIODS, Tick, boundary_before
-from tests.nodes import HOST, free_port, poll
+from tests.nodes import HOST, closed_port, poll
 from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class TestTicks:
 
     def test_a_tick_that_cannot_be_sent(self, redis_url: str, settings: dict[str, Any]) -> None:
         """A claim is given up where the broker does not take the tick, so that another can send."""
-        url = f"amqp://{HOST}:{free_port()}//"
+        url = f"amqp://{HOST}:{closed_port()}//"
         app = PostHogJobs(
             config_source={**settings, "broker_url": url, "posthog_jobs_enqueue_timeout": 0.2}
         )
