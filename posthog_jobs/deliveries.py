@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Final
 
 from kombu.exceptions import KombuError
@@ -11,6 +12,8 @@ from redis.exceptions import RedisError
 from posthog_jobs.errors import UnsupportedByBrokerError, WorkerLostTooOftenError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from posthog_jobs.redis import RedisServer
 
 logger = logging.getLogger(__name__)
@@ -19,12 +22,19 @@ logger = logging.getLogger(__name__)
 KEPT_FOR: Final = 30 * 24 * 3600
 
 
+#: Seconds that a job which was delivered before waits for another such one of its process to end.
+PATIENCE: Final = 10.0
+
+#: Held by the one such job that runs alone: a process has several only in a pool of threads.
+_alone: Final = threading.Lock()
+
+
 class Deliveries:
     """Counts the starts of jobs whose message had been delivered before.
 
     A first delivery is not counted, nor what a worker fetched and put back, or held when it died,
-    without having started it: no neighbour is blamed for a job that ends its worker. What ran in
-    other threads of that process is; nobody can tell which of them it was.
+    without having started it. Those that are counted run one at a time in a process, as far as
+    none takes longer than `PATIENCE`. So no neighbour is blamed for a job that ends its worker.
     """
 
     __slots__ = ("_most", "_server")
@@ -34,17 +44,30 @@ class Deliveries:
         self._server: Final = server
         self._most: Final = most
 
-    def check(self, task: str, task_id: str) -> None:
+    def start(self, task: str, task_id: str) -> Callable[[], None] | None:
         """Count a start. RabbitMQ has a limit of its own (`delivery-limit`).
 
         Args:
             task: the task's name.
             task_id: the job's id.
 
+        Returns:
+            What must be called when the job has ended, if anything.
+
         Raises:
             WorkerLostTooOftenError: it was started, and its worker died, too often; do not start
                 it again.
         """
+        end = _alone.release if _alone.acquire(timeout=PATIENCE) else None
+        try:
+            self._count(task, task_id)
+        except BaseException:
+            if end is not None:
+                end()
+            raise
+        return end
+
+    def _count(self, task: str, task_id: str) -> None:
         try:
             client, keys = self._server.connected()
             pipe = client.pipeline()

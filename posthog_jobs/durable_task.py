@@ -101,11 +101,11 @@ class DurableTask(Task):
                 Exception, such as KeyboardInterrupt.
         """
         request = self.request
-        token = current_task_id.set(request.id)
+        token, end = current_task_id.set(request.id), None
         try:
             if request.called_directly:
                 return super().__call__(*args, **kwargs)
-            self._begin(request)
+            end = self._begin(request)
             return self.run(*args, **kwargs)
         except MemoryError as error:
             raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
@@ -114,31 +114,38 @@ class DurableTask(Task):
         except BaseException as error:
             raise AppExitError(f"{self.name} raised {type(error).__name__}: {error}") from error
         finally:
+            if end is not None:
+                end()
             current_task_id.reset(token)
 
     def accepts(self, args: Any, kwargs: Any) -> bool:  # noqa: ARG002  # subclasses use it
         """Tell whether a message's arguments are of this task's shape."""
         return not kwargs
 
-    def _begin(self, request: Context) -> None:
+    def _begin(self, request: Context) -> Callable[[], None] | None:
         """Note that this is a worker; end here if the task was revoked while it was queued in it.
-
-        A message that was delivered before is counted, since its job may be what ends workers.
 
         Celery looks when it hands a task to its pool. In a pool of threads that is before one of
         them is free.
+
+        A message that was delivered before is counted, since its job may be what ends workers.
+
+        Returns:
+            What must be called when the task has ended, if anything.
 
         Raises:
             Ignore: it was revoked.
             WorkerLostTooOftenError: its worker died too often.
         """
         in_worker.set(True)
-        if (request.delivery_info or {}).get("redelivered"):
-            self.app.deliveries.check(self.name, request.id)
         state = sys.modules.get("celery.worker.state")  # which only a worker has imported
         if state is not None and request.id in state.revoked:
             logger.info("Discarding revoked task: %s[%s]", self.name, request.id)
             raise Ignore
+        if (request.delivery_info or {}).get("redelivered"):
+            end: Callable[[], None] | None = self.app.deliveries.start(self.name, request.id)
+            return end
+        return None
 
     def again(
         self,

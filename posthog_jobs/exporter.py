@@ -137,6 +137,7 @@ class Exporter:
         self,
         installation: Installation,
         batch: Callable[[str, list[Event]], Callable[[], None]],
+        until: float | None = None,
     ) -> None:
         """Export all that is in an installation's buffer here and now, before its teardown.
 
@@ -145,9 +146,13 @@ class Exporter:
         Args:
             installation: the installation.
             batch: gives what calls its hook on a batch.
+            until: when no other batch is begun, in seconds of the monotonic clock; without it
+                after `PATIENCE` seconds.
         """
         app_id, owner, done = installation.id, str(uuid4()), ""
-        options, until = self._options_of(installation), monotonic() + PATIENCE
+        options = self._options_of(installation)
+        if until is None:
+            until = monotonic() + PATIENCE
         while True:
             in_time = monotonic() < until
             what: Literal["all", "none"] = "all" if in_time else "none"
@@ -177,15 +182,15 @@ class Exporter:
         What is not exported by then stays in its buffer, for another worker, or the next one.
         """
         filled, self._filled = self._filled, {}
+        until = monotonic() + PATIENCE
 
         def drain(installation: Installation) -> None:
             in_worker.set(True)  # an app that exits must not end the process
             try:
-                self.drain(installation, batch)
+                self.drain(installation, batch, until)
             except Exception:
                 logger.exception("events of app id %r stay in their buffer", installation.id)
 
-        until = monotonic() + PATIENCE
         threads = [
             threading.Thread(target=drain, args=(installation,), daemon=True)
             for installation in filled.values()
