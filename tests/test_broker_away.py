@@ -95,6 +95,15 @@ def test_a_broker_that_is_not_there() -> None:
     assert time.monotonic() - began >= 0.9
 
 
+def test_a_process_that_is_slow_itself(default_redis_broker: RedisProcess) -> None:
+    """A job is sent once, at least, although the time is over before there is a connection."""
+    app = app_for(default_redis_broker.url, timeout=1e-6)
+
+    handle = app.meta_for("recorder").jobs.record(1).run_in(1, "hour")
+
+    assert app.schedule.get(handle.id) is not None
+
+
 def test_a_broker_that_is_not_there_says_why() -> None:
     """The error tells what the last attempt met."""
     jobs = app_for(f"redis://127.0.0.1:{closed_port()}/0", timeout=0.5).meta_for("recorder").jobs

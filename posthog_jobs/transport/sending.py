@@ -82,8 +82,12 @@ class Sending:
         return again
 
     def check(self) -> None:
-        """Raise SendingTimeoutError when the time for further attempts is over."""
-        if monotonic() > self._until:
+        """Raise SendingTimeoutError when the time for further attempts is over.
+
+        There is time for a first one, however long a busy process takes to come to it.
+        """
+        is_further = self._tried or self._error is not None
+        if is_further and monotonic() > self._until:
             raise SendingTimeoutError(str(self._error or "it did not answer in time"))
 
     def failed(self, error: BaseException) -> None:
