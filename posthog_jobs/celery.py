@@ -85,7 +85,8 @@ class PostHogJobs(Celery):
         self._settings: Settings | None = None
         #: Told of each end of a job in this worker; the log is told anyway.
         self.on_job_end: Callable[[JobEnd], object] | None = None
-        self._broker = RedisServer(self.connection_for_write)
+        # without what sending sets: how long a job may take to be sent is no time for a reply
+        self._broker = RedisServer(super().connection_for_write)
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
         self._delays = rabbitmq.Delays(self)

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,13 +96,31 @@ def test_a_broker_that_is_not_there() -> None:
     assert time.monotonic() - began >= 0.9
 
 
-def test_a_process_that_is_slow_itself(default_redis_broker: RedisProcess) -> None:
+def test_a_process_that_is_slow_itself(
+    default_redis_broker: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job is sent once, at least, although the time is over before there is a connection."""
-    app = app_for(default_redis_broker.url, timeout=1e-6)
+    app = app_for(default_redis_broker.url)
+    hours = count(step=3600)
+    monkeypatch.setattr("posthog_jobs.transport.sending.monotonic", lambda: next(hours))
 
     handle = app.meta_for("recorder").jobs.record(1).run_in(1, "hour")
 
+    assert next(hours) >= 3600  # the clock was asked; at a second look the time had been over
     assert app.schedule.get(handle.id) is not None
+
+
+def test_a_reply_may_take_longer_than_a_job_may_take_to_be_sent(
+    default_redis_broker: RedisProcess,
+) -> None:
+    """What waits is read although `enqueue_timeout` is over before the server answers."""
+    app = app_for(default_redis_broker.url, timeout=1e-6)
+    app.schedule.count()  # is connected from here on
+    client = default_redis_broker.client
+    assert client is not None
+    client.client_pause(200)
+
+    assert app.schedule.count() == 0
 
 
 def test_a_broker_that_is_not_there_says_why() -> None:
