@@ -148,6 +148,6 @@ class Keys:
         """There while a tick, of a boundary in s, is under way on a broker that knows no keys."""
         return f"{self.prefix}tick_claim:{app_id}:{hook}:{seconds}"
 
-    def tick_lock(self, app_id: str, hook: str) -> str:
+    def tick_lock(self, app_id: str) -> str:
         """Token of who runs an installation's `run_every_…`; expires unless it is renewed."""
-        return f"{self.prefix}tick:{app_id}:{hook}"
+        return f"{self.prefix}tick:{app_id}"

@@ -68,9 +68,9 @@ ON_SETUP_RETRY: Final = RetryPolicy(first=5, retries=5)
 #: `run_every_hour` and `run_every_day`: after 5, 10, 20, 40 and 80 s, before the next one is due.
 ON_TICK_RETRY: Final = RetryPolicy(first=5, retries=5)
 
-#: `run_every_hour` and `run_every_day` while the run before goes on: after 5, 10, 20, then every
-#: 30 s, before the next one is due.
-UNTIL_FREE: Final = RetryPolicy(first=5, retries=None, longest=30)
+#: `run_every_…` while another one of the installation runs: after 1, 2, 4, 8, 16, then every 30 s,
+#: before the next one is due.
+UNTIL_FREE: Final = RetryPolicy(first=1, retries=None, longest=30)
 
 #: What is not run again.
 NEVER: Final = RetryPolicy(retries=0)

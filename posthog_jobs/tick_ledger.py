@@ -1,4 +1,4 @@
-"""What all workers know of the ticks: which one ran last, and which hook runs just now."""
+"""What all workers know of the ticks: which one ran last, and whose runs just now."""
 
 from __future__ import annotations
 
@@ -87,17 +87,17 @@ class TickLedger:
 
     @contextmanager
     def lock(self, tick: Tick) -> Iterator[None]:
-        """Hold the lock of a tick's installation and hook, renewed until the end.
+        """Hold the lock of a tick's installation, renewed until the end.
 
         Raises:
             AppBusyError: it is not free.
         """
-        name = self._keys.tick_lock(tick.app_id, tick.hook)
+        name = self._keys.tick_lock(tick.app_id)
         lock = self._client.lock(name, timeout=LOCK, thread_local=False)
         if not lock.acquire(blocking=False):
             raise AppBusyError(
-                f"the run before of {tick.hook} of app id {tick.app_id!r} goes on, or its worker "
-                f"died within the last {LOCK:g} s"
+                f"another run_every_… of app id {tick.app_id!r} goes on, or its worker died "
+                f"within the last {LOCK:g} s"
             )
         over = threading.Event()
         renewing = threading.Thread(

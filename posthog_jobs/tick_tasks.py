@@ -147,17 +147,18 @@ class TickTask(DurableTask):
             _leave_out(tick, error)
         except (RetryError, AppSetupError) as error:
             retries = request.retries
-            policy = NEVER if isinstance(error, AppSetupError) and error.final else ON_TICK_RETRY
+            is_final = isinstance(error, AppSetupError) and error.final
+            policy = NEVER if is_final or not tick.is_made_up else ON_TICK_RETRY
             delay = delay_after(error, policy, retries)
             if _is_before_next(tick, delay, ledger):
-                self.again(error, ON_TICK_RETRY, retries, retries=retries + 1)
-            if isinstance(error, RetryError) and (delay is None or not tick.is_made_up):
+                self.again(error, policy, retries, retries=retries + 1)
+            if isinstance(error, RetryError) and delay is None:
                 self.again(error, NEVER, retries)
             _leave_out(tick, error)  # to the next one, if that is due before the retry would be
 
 
 def _is_before_next(tick: Tick, delay: float | None, ledger: TickLedger) -> bool:
-    if delay is None or not tick.is_made_up:
+    if delay is None:
         return False
     now = ledger.now()
     return now + timedelta(seconds=delay) < boundary_after(tick.hook, now)

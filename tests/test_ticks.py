@@ -13,9 +13,10 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs import tick_ledger
+from posthog_jobs import tick_ledger, tick_tasks
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import RetriesExhaustedError, UnsupportedByBrokerError
+from posthog_jobs.retries import RetryDelays
 from posthog_jobs.tick_tasks import schedule_ticks
 from posthog_jobs.ticks import PERIODS, Tick, boundary_after, boundary_before
 from posthog_jobs.transport.records import DUE_HEADER
@@ -244,14 +245,16 @@ def test_a_hook_that_raises(app: PostHogJobs, hook: str) -> None:
     assert [tick.key for tick in waiting(app, "raising")] == ["tick"]
 
 
-def quiet_moment(app: PostHogJobs) -> None:
+def quiet_moment(
+    app: PostHogJobs, hook: str = "run_every_hour", lasts: timedelta = timedelta(seconds=40)
+) -> None:
     """Wait until no hour ends within the next seconds, which a retry does not outlast."""
 
     def is_quiet() -> bool:
         now = app.tick_ledger.now()
-        return boundary_after("run_every_hour", now) - now > timedelta(seconds=40)
+        return boundary_after(hook, now) - now > lasts
 
-    poll("the next hour", is_quiet)
+    poll("a moment that is no tick's", is_quiet)
 
 
 def test_retry_error(app: PostHogJobs) -> None:
@@ -275,25 +278,38 @@ def test_retry_error(app: PostHogJobs) -> None:
     assert later is None, "its RetryError asks for a time after the next day, which runs anyway"
 
 
-def test_one_run_at_a_time(app: PostHogJobs, caplog: pytest.LogCaptureFixture) -> None:
-    """While a hook runs, its next hour or day waits for its end; its next minute is left out."""
-    quiet_moment(app)
-    ledger = app.tick_ledger
-
+@pytest.mark.parametrize("running", PERIODS)
+def test_one_run_at_a_time(app: PostHogJobs, running: str) -> None:
+    """While a hook runs, the installation's other ticks wait for its end."""
     for hook in PERIODS:
+        quiet_moment(app, hook, timedelta(seconds=10))
         tick, what = current(app, hook), hook.removeprefix("run_every_")
-        with ledger.lock(current(app, hook, before=1)):
+        with app.tick_ledger.lock(current(app, running, before=1)):
+            before = app.tick_ledger.now()
             outcome = run_tick(app, tick)
             other = run_tick(app, current(app, hook, "raising"))
         assert notes(app, what, "ticking") == []
         assert isinstance(other, ValueError), "another installation's hook is not held up"
-        if hook == "run_every_minute":
-            assert outcome is None
-            assert "run_every_minute of app id 'ticking' is left out: the run before" in caplog.text
-        else:
-            assert isinstance(outcome, Ignore)
-        assert run_tick(app, tick) is None
+        assert isinstance(outcome, Ignore)
+        (again,) = (waits for waits in waiting(app, "ticking") if waits.id == tick.id)
+        assert timedelta(seconds=1) <= again.due - before <= timedelta(seconds=10)
+        assert run_tick(app, tick, due=again.due) is None
         assert len(notes(app, what, "ticking")) == 1
+
+
+@pytest.mark.parametrize("hook", PERIODS)
+def test_a_tick_waits_no_longer_than_until_the_next_one(
+    app: PostHogJobs, hook: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tick that would wait until the next one is due is left out."""
+    monkeypatch.setattr(tick_tasks, "UNTIL_FREE", RetryDelays((PERIODS[hook].total_seconds(),)))
+
+    with app.tick_ledger.lock(current(app, hook)):
+        assert run_tick(app, current(app, hook)) is None
+
+    assert f"{hook} of app id 'ticking' is left out: another run_every_… of " in caplog.text
+    assert [waits.key for waits in waiting(app, "ticking")] == ["tick"]
+    assert notes(app, hook.removeprefix("run_every_"), "ticking") == []
 
 
 def test_the_lock_is_kept_and_let_go(
@@ -304,7 +320,7 @@ def test_the_lock_is_kept_and_let_go(
     tick = current(app, "run_every_hour")
     client = idle_server.client
     assert client is not None
-    name = "posthog_jobs:tick:ticking:run_every_hour"
+    name = "posthog_jobs:tick:ticking"
 
     with app.tick_ledger.lock(tick):
         first = client.get(name)
