@@ -104,6 +104,7 @@ def test_every_end_is_counted(
             if scrape.value("ran_total", app="recorder") >= 6
             and scrape.value("ran_total", app="unknown") >= 2
             and scrape.value("broker_up") == 1
+            and scrape.value("failed_kept")  # is counted before it is on the broker
             and scrape.value("waiting", app="ticking") == 3  # none is just on its way
             else None
         )
