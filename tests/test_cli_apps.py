@@ -171,6 +171,17 @@ def test_mistakes(idle_app: PostHogJobs, arguments: list[str], code: int, messag
     assert [app.entry.id for app in idle_app.apps.list()] == ["recorder", "second"]
 
 
+def test_a_broken_app_beside_others(idle_app: PostHogJobs) -> None:
+    """An app that cannot be loaded is one line on stderr, and the command goes on."""
+    idle_app.conf.posthog_jobs_apps = {"ok": MODULE, "broken": "tests.apps.raises"}
+
+    done = run(idle_app, "list")
+
+    assert [line.split()[0] for line in done.out.splitlines()] == ["ID", "ok", "broken"]
+    (line,) = done.err.splitlines()
+    assert line.startswith("app id 'broken': importing 'tests.apps.raises' raised ZeroDivision")
+
+
 def test_another_app() -> None:
     """`celery apps` without our app says how to name it."""
     assert "celery -A posthog_jobs apps" in run(celery.Celery(), "list").err

@@ -442,7 +442,8 @@ class TestWorkers:
 
         with Pace() as pace:
             ran = wait_for(jobs_app, "minute", 2, app_id="ticking", timeout=140)
-            assert all(note["at"] % 60 < pace.allow(1) for note in ran)
+            # on the hour it may wait a second for the hour's run
+            assert all(note["at"] % 60 < pace.allow(3) for note in ran)
 
         first, second = (int(note["at"]) // 60 for note in ran)
         assert second == first + 1

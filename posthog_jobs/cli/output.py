@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from posthog_jobs.celery import PostHogJobs
 
@@ -25,11 +27,33 @@ class CommandGroup(click.Group):
         from posthog_jobs.redaction import redact  # noqa: PLC0415  # as above
 
         try:
-            return super().invoke(ctx)
+            with _logs_of_one_line():
+                return super().invoke(ctx)
         except click.ClickException:
             raise
         except PostHogJobsError as error:
             raise click.ClickException(redact(str(error))) from error
+
+
+class _OneLine(logging.Formatter):
+    """Says what happened, without the traceback that a worker's log has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from posthog_jobs.redaction import redact  # noqa: PLC0415  # keeps other commands light
+
+        return redact(record.getMessage())
+
+
+@contextmanager
+def _logs_of_one_line() -> Iterator[None]:
+    """Tell on stderr, a line each, what is logged meanwhile, such as of an app that is broken."""
+    logger, handler = logging.getLogger("posthog_jobs"), logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def app_of(ctx: click.Context) -> PostHogJobs:
