@@ -36,6 +36,7 @@ from posthog_jobs.event_tasks import CaptureTask, OnEventTask
 from posthog_jobs.events import check_event
 from posthog_jobs.export_tasks import ExportEventsTask, FlushExportTask
 from posthog_jobs.failures import Failures
+from posthog_jobs.failures_beside import FailuresBeside
 from posthog_jobs.handle import JobHandle
 from posthog_jobs.reaching import unavailable
 from posthog_jobs.redaction import guard
@@ -116,7 +117,8 @@ class PostHogJobs(Celery):
         return self._settings
 
     @cached_property
-    def _retry_policy(self) -> dict[str, Any]:
+    def retry_policy(self) -> dict[str, Any]:
+        """How often kombu tries to send a message, within the time for it."""
         return retry_policy(self.conf.task_publish_retry_policy, self.settings.enqueue_timeout)
 
     @property
@@ -252,17 +254,31 @@ class PostHogJobs(Celery):
         """What failed, kept on the broker: to be listed, counted, replayed and discarded.
 
         Raises:
-            UnsupportedByBrokerError: the broker is not Redis.
+            UnsupportedByBrokerError: neither is the broker Redis, nor is one beside it.
             BrokerUnavailableError: it does not answer.
         """
-        with unavailable():
-            client, keys = self._broker.connected()
-        return Failures(client, global_keyprefix=keys.global_keyprefix)
+        server = self._redis
+        try:
+            with unavailable():
+                client, keys = server.connected()
+        except UnsupportedByBrokerError as error:
+            raise UnsupportedByBrokerError(
+                f"{error}; set posthog_jobs_redis_url, and what fails is kept there"
+            ) from None
+        send = None if server is self._broker else self.failures_beside.send
+        return Failures(client, global_keyprefix=keys.global_keyprefix, send=send)
+
+    @property
+    def failures_beside(self) -> FailuresBeside:
+        """Keeps what failed where the broker is RabbitMQ."""
+        return FailuresBeside(self, self._redis)
 
     @property
     def deliveries(self) -> Deliveries:
         """Counts how often a job was delivered again."""
-        return Deliveries(self._broker, self.runtime.settings.max_deliveries)
+        server = self._redis
+        forgets = server is not self._broker
+        return Deliveries(server, self.settings.max_deliveries, forgets=forgets)
 
     @property
     def tick_ledger(self) -> TickLedger:
@@ -272,10 +288,14 @@ class PostHogJobs(Celery):
             UnsupportedByBrokerError: neither is the broker Redis, nor is one beside it.
             BrokerUnavailableError: it does not answer.
         """
-        # else the broker's, though there be another one: by its clock ticks are due
-        beside = rabbitmq.is_configured(self.conf)
+        # the broker's if it is Redis, though there be another one: by its clock ticks are due
         with unavailable():
-            return TickLedger(*(self.runtime.server if beside else self._broker).connected())
+            return TickLedger(*self._redis.connected())
+
+    @property
+    def _redis(self) -> RedisServer:
+        """The broker; where that is RabbitMQ, the Redis beside it, if there is one."""
+        return self.runtime.server if rabbitmq.is_configured(self.conf) else self._broker
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.
@@ -337,7 +357,7 @@ class PostHogJobs(Celery):
         """
         send = partial(super().send_task, name, args, kwargs)
         delays = self._delays
-        options.setdefault("retry_policy", self._retry_policy)
+        options.setdefault("retry_policy", self.retry_policy)
         try:
             with sending(self.settings.enqueue_timeout):
                 if (countdown or eta) and delays.are_native():

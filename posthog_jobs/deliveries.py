@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from kombu.exceptions import KombuError
@@ -37,15 +38,23 @@ class Deliveries:
     none takes longer than `PATIENCE`. So no neighbour is blamed for a job that ends its worker.
     """
 
-    __slots__ = ("_most", "_server")
+    __slots__ = ("_forgets", "_most", "_server")
 
-    def __init__(self, server: RedisServer, most: int) -> None:
-        """Remember the broker, and how often a job may be delivered again."""
+    def __init__(self, server: RedisServer, most: int, *, forgets: bool = False) -> None:
+        """Count nothing yet.
+
+        Args:
+            server: the broker, or the Redis beside it.
+            most: how often a job may be delivered again.
+            forgets: whether a count goes when the job has run, since the broker does not see to
+                that with the acknowledgement.
+        """
         self._server: Final = server
         self._most: Final = most
+        self._forgets: Final = forgets
 
     def start(self, task: str, task_id: str) -> Callable[[], None] | None:
-        """Count a start. RabbitMQ has a limit of its own (`delivery-limit`).
+        """Count a start. RabbitMQ alone has a limit of its own (`delivery-limit`).
 
         Args:
             task: the task's name.
@@ -65,7 +74,20 @@ class Deliveries:
             if end is not None:
                 end()
             raise
-        return end
+        if not self._forgets:
+            return end
+
+        def forget() -> None:
+            if end is not None:
+                end()
+            self._forget(task_id)
+
+        return forget
+
+    def _forget(self, task_id: str) -> None:
+        with suppress(UnsupportedByBrokerError, RedisError, KombuError, OSError):
+            client, keys = self._server.connected()
+            client.delete(keys.deliveries(task_id))
 
     def _count(self, task: str, task_id: str) -> None:
         try:

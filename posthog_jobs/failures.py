@@ -25,7 +25,7 @@ from posthog_jobs.transport.failure import OPEN, REPLAYED, Failure
 from posthog_jobs.transport.records import parse_netstrings, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from redis import Redis
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: Partitions asked in one round trip, and ids in one script call.
 _PARTITIONS: Final = 200
 _BATCH: Final = 200
+
+#: Seconds after which a replay by another broker that was killed holds up the next one no longer.
+_SENDING: Final = 60
 
 
 class Filters(TypedDict, total=False):
@@ -61,13 +64,21 @@ class Failures:
     Args:
         client: a Redis client for the broker's database; its replies must be bytes.
         global_keyprefix: kombu's transport option of that name, if the app sets it.
+        send: sends a message, as JSON, to the queue of a name, where the broker is another one.
 
     Every method raises BrokerUnavailableError when Redis does not answer.
     """
 
-    def __init__(self, client: Redis, *, global_keyprefix: str = "") -> None:
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        global_keyprefix: str = "",
+        send: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._client: Any = client
         self._keys = Keys(global_keyprefix)
+        self._send = send
 
     # -- look -------------------------------------------------------------------------------
 
@@ -291,15 +302,18 @@ class Failures:
         queue, raw = take(held)
         new_id = str(uuid4())
         message = replayed(FailedJob.parse(record, 0, raw=raw), new_id)
-        status: bytes = self._run(
-            scripts.REPLAY,
-            task_id,
-            record,
-            failure.replayed(new_id).record,
-            message,
-            queue=[queue.decode()],
-        )
-        return status, new_id
+        args = (scripts.REPLAY, task_id, record, failure.replayed(new_id).record, message)
+        status: bytes
+        if self._send is None:
+            status = self._run(*args, queue=[queue.decode()])
+            return status, new_id
+        with self._client.lock(self._keys.replay_lock(task_id), timeout=_SENDING):
+            if self._client.hget(self._keys.failed, task_id) != record:
+                return b"changed", new_id
+            # first: if this is killed in between, it is replayed twice rather than never
+            self._send(queue.decode(), message)
+            status = self._run(*args)
+            return status, new_id
 
 
 def _until(filters: Filters) -> float | None:

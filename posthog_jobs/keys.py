@@ -90,6 +90,10 @@ class Keys:
         """Sorted set: id → when it failed, in ms, of the failed jobs of a partition."""
         return f"{self.prefix}failed:{partition}"
 
+    def replay_lock(self, task_id: str) -> str:
+        """Token of who sends a failed job again, by another broker; expires."""
+        return f"{self.prefix}replay:{task_id}"
+
     def deliveries(self, task_id: str) -> str:
         """How often a job was started that had been delivered before."""
         return f"{self.prefix}deliveries:{task_id}"

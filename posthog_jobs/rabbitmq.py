@@ -24,7 +24,7 @@ from kombu.transport.native_delayed_delivery import (
 from posthog_jobs.errors import ConfigurationError, DelayTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from amqp.exceptions import PreconditionFailed
@@ -264,12 +264,27 @@ class DelayRouter:
         key = options.get("routing_key")
         if options.get("queue") is not None or not key or "exchange" not in options:
             return options
-        exchange = getattr(options["exchange"], "name", options["exchange"]) or ""
-        delayed = exchange.startswith(_DELAY_EXCHANGES)
-        if delayed:
-            key = key.split(".", MAX_NUMBER_OF_BITS_TO_USE)[-1]
-        for queue in self._queues.values():
-            if queue.routing_key == key and (delayed or queue.exchange.name == exchange):
-                kept = {k: v for k, v in options.items() if k not in ("exchange", "routing_key")}
-                return {**kept, "queue": queue}
-        return options
+        exchange = getattr(options["exchange"], "name", options["exchange"])
+        queue = queue_of(self._queues, exchange, key)
+        if queue is None:
+            return options
+        kept = {k: v for k, v in options.items() if k not in ("exchange", "routing_key")}
+        return {**kept, "queue": queue}
+
+
+def queue_of(queues: Mapping[str, Queue], exchange: str | None, key: str | None) -> Queue | None:
+    """Return the queue that a message was delivered from; None for one that is not known.
+
+    Args:
+        queues: the app's queues by name.
+        exchange: the exchange that it was delivered by, which may be one that delays.
+        key: the routing key that it was delivered with.
+    """
+    exchange, key = exchange or "", key or ""
+    delayed = exchange.startswith(_DELAY_EXCHANGES)
+    if delayed:
+        key = key.split(".", MAX_NUMBER_OF_BITS_TO_USE)[-1]
+    for queue in queues.values():
+        if queue.routing_key == key and (delayed or queue.exchange.name == exchange):
+            return queue
+    return None

@@ -24,6 +24,7 @@ from posthog_jobs.transport.request import Request
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.reasons import Reason
 
 logger = get_logger(__name__)
@@ -38,6 +39,7 @@ _DESCRIPTION: Final = re.compile(
 
 
 def keep(  # noqa: PLR0913  # keyword-only facts about one failure
+    app: PostHogJobs,
     message: Any,
     reason: Reason,
     error: BaseException,
@@ -50,6 +52,7 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
     """See to it that the message is kept as failed when it is acknowledged.
 
     Args:
+        app: the Celery app.
         message: the broker's.
         reason: why it is kept.
         error: what was raised.
@@ -72,12 +75,16 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
     )
     if isinstance(message, Message):
         message.failure = failure
-    else:
-        logger.error(
-            "%s[%s] failed (%s), and is kept in this log alone: the broker is not Redis",
+        return failure.id
+    try:
+        app.failures_beside.keep(failure, message)
+    except Exception as obstacle:  # noqa: BLE001  # what it holds may be anything
+        logger.error(  # noqa: TRY400  # a traceback would say no more
+            "%s[%s] failed (%s), and is kept in this log alone: %s",
             failure.job,
             failure.id,
             failure.reason,
+            obstacle,
         )
     return failure.id
 
@@ -122,6 +129,7 @@ class KeepingRequest(Request):
         if self._failure is not None and not self.acknowledged:
             error, traceback = self._failure
             keep(
+                self.app,
                 self.message,
                 reason_of(error),
                 error,

@@ -209,7 +209,7 @@ class JobConsumer(Consumer):
     def _keep(self, message: Any, reason: Reason, error: Exception) -> None:
         """Keep a message that cannot be run, and log that without its contents."""
         traceback = "".join(format_exception(error))
-        task_id = keep(message, reason, error, worker=self.hostname, traceback=traceback)
+        task_id = keep(self.app, message, reason, error, worker=self.hostname, traceback=traceback)
         if self._metrics is not None:
             self._metrics.count_unreadable(reason)
         logger.error(

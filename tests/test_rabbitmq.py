@@ -370,6 +370,7 @@ def test_the_doctor_with_a_worker(jobs_app: PostHogJobs) -> None:
         **dict.fromkeys(
             ("broker", "version", "longest delay", "workers", "apps", "versions", "queues"), "ok"
         ),
+        "failed jobs": "ok",
         "consumer timeout": "warn",
         **dict.fromkeys(("store version", "store eviction", "store memory"), "ok"),
         "store persistence": "fail",

@@ -126,6 +126,8 @@ class Examination:
         yield from self._of_workers()
         if self._asked:
             yield attempt("queues", self._queues)
+        if self._app.settings.redis_url is not None:
+            yield attempt("failed jobs", self._failed_jobs)
 
     def _of_workers(self) -> Iterator[Finding]:
         yield attempt("workers", lambda: workers.answering(self._crew, self._timeout))

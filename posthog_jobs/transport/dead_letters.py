@@ -95,10 +95,14 @@ class DeadLetters:
             if trimmed < TRIM:
                 self._trimmed_at = monotonic()
         if dropped:
-            logger.warning(
-                "%s failed jobs were let go: they were older than 30 days, or more than "
-                "posthog_jobs_max_failures=%s were kept. Replay or discard failed jobs, or raise "
-                "that.",
-                dropped,
-                self._most,
-            )
+            warn_of_dropped(dropped, self._most)
+
+
+def warn_of_dropped(dropped: int, most: int) -> None:
+    """Log that failed jobs were let go, since there were too many, or too old ones."""
+    logger.warning(
+        "%s failed jobs were let go: they were older than 30 days, or more than "
+        "posthog_jobs_max_failures=%s were kept. Replay or discard failed jobs, or raise that.",
+        dropped,
+        most,
+    )

@@ -69,6 +69,7 @@ FORECAST: Final = Script("forecast")
 
 _FAILED = ("schedule_lib", "failed_lib")
 FAIL: Final = Script("fail", _FAILED)
+KEEP: Final = Script("keep", _FAILED)
 REPLAY: Final = Script("replay", _FAILED)
 DISCARD: Final = Script("discard", _FAILED)
 TRIM: Final = Script("trim", _FAILED)

@@ -8,16 +8,10 @@
 --         how many of the oldest were let go}
 --
 -- Atomic, so that a message is either in flight or failed: a crash neither loses it nor keeps it
--- twice. An id that failed before is kept as it failed last.
+-- twice.
 local inflight, tag, id, partition = KEYS[11], ARGV[2], ARGV[3], ARGV[4]
 local held = redis.call('HGET', inflight, tag)
 if not held then return {0, 0} end
 redis.call('HDEL', inflight, tag) -- first, as in turn.lua: allowed when memory is full
-local now = now_ms()
-discard(id)
-redis.call('HSET', FAILED, id, #partition .. ':' .. partition .. ARGV[5])
-redis.call('HSET', MESSAGES, id, held)
-redis.call('ZADD', FAILED_AT, now, id)
-enter(id, partition, now)
-redis.call('DEL', PREFIX .. 'deliveries:' .. id)
-return {1, trim(now, tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))}
+local most, limit = tonumber(ARGV[7]), tonumber(ARGV[8])
+return {1, keep(id, partition, ARGV[5], held, tonumber(ARGV[6]), most, limit)}

@@ -46,3 +46,16 @@ local function trim(now, age, most, limit)
   return dropped
 end
 
+-- Keeps a message, and lets the oldest go as `trim` does; an id that failed before is kept as it
+-- failed last. Returns how many went.
+local function keep(id, partition, details, held, age, most, limit)
+  local now = now_ms()
+  discard(id)
+  redis.call('HSET', FAILED, id, #partition .. ':' .. partition .. details)
+  redis.call('HSET', MESSAGES, id, held)
+  redis.call('ZADD', FAILED_AT, now, id)
+  enter(id, partition, now)
+  redis.call('DEL', PREFIX .. 'deliveries:' .. id)
+  return trim(now, age, most, limit)
+end
+
