@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import select
 from contextlib import suppress
-from inspect import isgenerator
+from inspect import isgenerator, ismethod
 from queue import Empty
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
-#: Seconds that a child may take to confirm. It is idle when it is handed a job, unless the worker
-#: runs with `-O fast`.
+from celery.worker import state
+
+#: Seconds that a child may take to confirm, and a thread to begin. A child is idle when it is
+#: handed a job, unless the worker runs with `-O fast`.
 _LONGEST: Final = 1.0
 _TICK_MS: Final = 20
 
@@ -53,13 +55,24 @@ def recall(pool: Any) -> None:
         pool: Celery's pool, of any kind.
     """
     queue = getattr(getattr(pool, "executor", None), "_work_queue", None)
+    if queue is None:
+        return
+    recalled: set[object] = set()
     with suppress(Empty):
-        while queue is not None:
+        while True:
             item = queue.get_nowait()
             if item is None:  # tells the threads to end, one after another
                 queue.put(None)
-                return
+                break
             item.future.cancel()
+            recalled.update(part.__self__ for part in item.args if ismethod(part))
+    # a thread may have taken one just now, and not said yet that it begins
+    until = monotonic() + _LONGEST
+    while monotonic() < until and any(
+        request not in state.active_requests and request not in recalled
+        for request in tuple(state.reserved_requests)
+    ):
+        sleep(_TICK_MS / 1000)
 
 
 def _is_unconfirmed(processes: Any) -> bool:

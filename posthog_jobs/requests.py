@@ -193,6 +193,8 @@ class DiscreetRequest(KeepingRequest):
 
     def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
         """Handle that the task returned, or raised, as Celery does; then tell."""
+        # a thread tells this while the event loop may be putting back what does not run
+        self._message.is_ending = True
         failed, _, runtime = failed__retval__runtime
         super().on_success(failed__retval__runtime, **kwargs)
         if not failed:

@@ -54,6 +54,10 @@ _TICKS_CHECKED_EVERY = 60
 _SCRAPE_TIMEOUT = 1.0
 
 
+def _fetch_more() -> None:
+    """Do nothing, in the event loop, which looks for messages after it."""
+
+
 class JobConsumer(Consumer):
     """Celery's consumer, for which a job is known as soon as its app is installed."""
 
@@ -110,24 +114,36 @@ class JobConsumer(Consumer):
 
     def on_close(self) -> None:
         """Forget what has not begun, as Celery does, and see to it that none of that begins."""
-        confirm(self.pool, self.hub)
-        recall(self.pool)
+        self._part_from_pool()
         super().on_close()
 
-    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge at once, from any other thread in the event loop, which then fetches more.
+    def _part_from_pool(self) -> None:
+        """See to it that of what the pool was handed, only that runs which it has begun."""
+        semaphore = self.controller.semaphore
+        if semaphore is not None:
+            semaphore.clear()  # of what waits for a place in the pool
+        confirm(self.pool, self.hub)
+        recall(self.pool)
 
-        That loop stands still while the worker stops: a pool of threads would hold all
-        acknowledgements until its longest job has ended.
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge at once, and have the event loop fetch more.
+
+        That loop stands still while the worker stops, or connects again: until then it would hold
+        the acknowledgements of a pool of threads, and what they are for might be put back.
         """
-        if isinstance(getattr(p, "__self__", None), Message) and (
-            get_ident() == self._loop_thread or self.blueprint.state != RUN
-        ):
-            return p(*args, **kwargs)  # which may be called from any thread
-        return super().call_soon_ack(p, *args, **kwargs)
+        if not isinstance(getattr(p, "__self__", None), Message):
+            return super().call_soon_ack(p, *args, **kwargs)
+        done = p(*args, **kwargs)  # which may be called from any thread
+        if get_ident() != self._loop_thread and self.blueprint.state == RUN:
+            self.call_soon(_fetch_more)
+        return done
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Close the lost connection, and let the steps that stop now still see what it was."""
+        """Close the lost connection, and let the steps that stop now still see what it was.
+
+        What has not begun is put back with that, and must not begin any more.
+        """
+        self._part_from_pool()
         connection = self.connection
         super().on_connection_error_after_connected(exc)
         self.connection = connection  # with None, Celery's own steps log a traceback each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
+    from tests.nodes import RedisProcess
 
 
 @pytest.mark.parametrize("pool", ["prefork"])
@@ -76,3 +77,39 @@ def test_what_no_thread_has_begun_when_the_connection_is_lost(
 
     assert sorted(note["payload"] for note in notes(jobs_app, "record")) == [0, 1, 2, 3]
     assert len(notes(jobs_app, "hold started")) == 2
+
+
+class TestCutOff:
+    """Workers whose apps keep what they do on another server than the broker."""
+
+    @pytest.fixture
+    def settings(self, settings: dict[str, Any], idle_server: RedisProcess) -> dict[str, Any]:
+        assert idle_server.client is not None
+        idle_server.client.flushall()
+        return {**settings, "posthog_jobs_redis_url": idle_server.url}
+
+    @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+    def test_again_and_again(
+        self,
+        jobs_app: PostHogJobs,
+        celery_setup: CeleryTestSetup,
+        default_redis_broker: RedisProcess,
+        pool: str,
+    ) -> None:
+        """Whatever a worker does when it is cut off from its broker, each job runs once."""
+        jobs, count, cuts = jobs_app.meta_for("recorder").jobs, 150, 4
+        for _ in range(count):
+            jobs.slow({"seconds": 0.005}).run_now()
+        client = default_redis_broker.client
+        assert client is not None
+        for cut in range(cuts):
+            wait_for(jobs_app, "slow ended", 10 + cut * count // cuts)
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
+        wait_for(jobs_app, "slow ended", count)
+        poll("nothing is left", lambda: not client.keys("posthog_jobs:inflight:*"))
+
+        assert not client.exists("celery")
+        assert len(notes(jobs_app, "slow ended")) == count
+        assert len(notes(jobs_app, "slow started")) == count

@@ -387,6 +387,8 @@ class DurableChannel(Base):
         if not self.closed:
             client = self.__dict__.get("client")
             if self._in_poll and client is not None:
+                if self._fetching:  # the server may never see what was sent to it
+                    self.lease.give_back(self._sent_acks)
                 self._in_poll, self._fetching = None, False
                 client.connection.disconnect()
             if self._lease is not None:

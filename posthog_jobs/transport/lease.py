@@ -73,6 +73,8 @@ class Lease:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._settling = threading.Lock()
+        # what one thread acknowledges just now must not be put back by another one
+        self._acknowledging = threading.RLock()
         self._acks: list[str] = []
         self._ended: list[str] = []
         self._requeued: list[str] = []
@@ -192,10 +194,11 @@ class Lease:
 
     def recover(self) -> None:
         """Put back what a fetch recorded whose reply was lost with its connection."""
-        with self._lock:
-            known = [*self._held, *self._acks]
-        while self._call_put_back("all", "front", "0", known)[1]:
-            pass
+        with self._acknowledging:
+            with self._lock:
+                known = [*self._held, *self._acks]
+            while self._call_put_back("all", "front", "0", known)[1]:
+                pass
 
     def close(self, keep: Collection[str]) -> None:
         """Put back all but `keep`, which are still running and are acknowledged later.
@@ -205,7 +208,7 @@ class Lease:
         if os.getpid() != self._pid:
             return
         with self._lock:
-            self._kept = set(keep)
+            self._kept = self._held.keys() & keep  # some may have been acknowledged just now
         try:
             self._release()
         except (RedisError, OSError) as error:
@@ -223,22 +226,24 @@ class Lease:
         return reply
 
     def _release(self) -> None:
-        self._flush()
-        with self._lock:
-            kept = [*(self._kept or ()), *self._requeued, *self._failures.tags]
-        while self._call_put_back("all", "front", "1", kept)[1]:
-            pass
+        with self._acknowledging:
+            self._flush()
+            with self._lock:
+                kept = [*(self._kept or ()), *self._acks, *self._requeued, *self._failures.tags]
+            while self._call_put_back("all", "front", "1", kept)[1]:
+                pass
         self._released = True
         self._settle()
 
     def _flush(self) -> None:
-        acks = self.take_acks()
-        try:
-            for first in range(0, len(acks), 1000):
-                self._line.execute_command("HDEL", self.inflight, *acks[first : first + 1000])
-        except BaseException:
-            self.give_back(acks)
-            raise
+        with self._acknowledging:
+            acks = self.take_acks()
+            try:
+                for first in range(0, len(acks), 1000):
+                    self._line.execute_command("HDEL", self.inflight, *acks[first : first + 1000])
+            except BaseException:
+                self.give_back(acks)
+                raise
 
     def _settle(self) -> None:
         """Put back what was rejected, keep what failed, and let go the counts of what ended."""
@@ -255,16 +260,17 @@ class Lease:
             self._failures.send(self._line, self.forget)
 
     def _renew(self) -> None:
-        acks = self.take_acks()
-        try:
-            reply = scripts.TURN(
-                self._line,
-                [*self._keys.fixed, self.inflight],
-                self.turn_args(0, acks, group=0, fair=False, holds=""),
-            )
-        except BaseException:
-            self.give_back(acks)
-            raise
+        with self._acknowledging:
+            acks = self.take_acks()
+            try:
+                reply = scripts.TURN(
+                    self._line,
+                    [*self._keys.fixed, self.inflight],
+                    self.turn_args(0, acks, group=0, fair=False, holds=""),
+                )
+            except BaseException:
+                self.give_back(acks)
+                raise
         self.note(reply)
 
     def _run(self) -> None:

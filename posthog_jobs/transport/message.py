@@ -22,9 +22,11 @@ class Message(virtual.Message):
 
     Attributes:
         failure: set where the job has failed: to acknowledge the message is then to keep it.
+        is_ending: set where the job has run, and the message is about to be acknowledged.
     """
 
     failure: Failure | None = None
+    is_ending = False
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         try:

@@ -50,7 +50,7 @@ class QoS(kombu_redis.QoS):
         self._delivered.clear()
 
     def running(self) -> set[str]:
-        """Tags of messages whose task a Celery worker of this process is running.
+        """Tags of messages whose task a Celery worker of this process is running, or has just run.
 
         When a connection is lost, Celery forgets what it had not started and lets the rest run on;
         that rest must not be put back, or it would run twice. In a cold shutdown nothing runs on.
@@ -62,7 +62,7 @@ class QoS(kombu_redis.QoS):
         return {
             tag
             for tag, message in list(self._delivered.items())
-            if tag not in self._dirty and message.headers.get("id") in active
+            if tag not in self._dirty and (message.is_ending or message.headers.get("id") in active)
         }
 
     @property

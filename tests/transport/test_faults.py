@@ -153,6 +153,23 @@ def test_a_running_job_survives_a_lost_connection(site: Site) -> None:
     assert site.noted("started") == ["job"]
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_a_job_that_ends_when_its_connection_is_lost(site: Site, pool: str) -> None:
+    """A job whose worker finds out at its end that it was cut off is not run again."""
+    site.worker(pool)
+    site.producer.send_task("hold", args=["job"])
+    until(lambda: site.noted("started"))
+    for kind in ("normal", "pubsub"):
+        site.redis.client_kill_filter(_type=kind, skipme=True)
+    site.let_go()
+    until(site.noted)
+    until(lambda: not site.redis.exists("celery"))
+    until(lambda: not site.redis.keys("posthog_jobs:inflight:*"))
+    site.producer.send_task("run", args=["last"])
+    until(lambda: "last" in site.noted())
+    assert sorted(site.noted()) == ["job", "last"]
+
+
 # Not prefork: when billiard's pool is joined it loses a result now and then, or hangs, on kombu's
 # own transport as well (3 and 4 of 25 rounds there).
 @pytest.mark.parametrize("pool", ["solo", "threads"])
