@@ -194,41 +194,6 @@ def test_tls(site: Site, notes_server: Server, tmp_path: Path) -> None:
         server.kill()
 
 
-def test_sentinel(site: Site, tmp_path: Path) -> None:
-    """`sentinel://` finds the server and works."""
-    port, config = free_port(), tmp_path / "sentinel.conf"
-    config.write_text(
-        f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {site.server.port} 1\n"
-        f"dir {tmp_path}\n"
-    )
-    from .processes import server_binary  # noqa: PLC0415
-
-    with (tmp_path / "sentinel.log").open("wb") as log:
-        sentinel = subprocess.Popen(
-            [server_binary(), str(config), "--sentinel"], stdout=log, stderr=log
-        )
-    try:
-        site.broker = f"sentinel://127.0.0.1:{port}"
-        site.options = {"master_name": "main"}
-        app = site.app()
-
-        def sent() -> bool:
-            try:
-                app.send_task("run", args=["now"], retry=False)
-            except app.connection_for_write().connection_errors:
-                return False
-            return True
-
-        until(sent)
-        app.send_task("run", args=["later"], countdown=0.5)
-        site.worker("solo")
-        until(lambda: sorted(site.noted()) == ["later", "now"])
-        site.close()
-    finally:
-        sentinel.kill()
-        sentinel.wait()
-
-
 def test_inspect_and_control(site: Site) -> None:
     """Remote control answers at once, and leaves nothing behind."""
     worker = site.worker("prefork")
