@@ -65,6 +65,7 @@ class JobConsumer(Consumer):
     first_connection_attempt: bool
     _looking: Any = None
     _ticking: Any = None
+    _has_parted = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._warned: set[str] = set()
@@ -116,9 +117,13 @@ class JobConsumer(Consumer):
         """Forget what has not begun, as Celery does, and see to it that none of that begins."""
         self._part_from_pool()
         super().on_close()
+        self._has_parted = False
 
     def _part_from_pool(self) -> None:
         """See to it that of what the pool was handed, only that runs which it has begun."""
+        if self._has_parted:
+            return
+        self._has_parted = True
         semaphore = self.controller.semaphore
         if semaphore is not None:
             semaphore.clear()  # of what waits for a place in the pool
