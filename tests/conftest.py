@@ -87,16 +87,21 @@ def default_rabbitmq_broker(rabbitmq: RabbitMQProcess) -> RabbitMQProcess:
 
 
 @pytest.fixture(scope="session")
-def idle_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    """A broker that no worker ever consumes from."""
+def _idle_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     yield from RedisProcess.launch(tmp_path_factory.mktemp("idle")).serve()
+
+
+@pytest.fixture
+def idle_server(_idle_process: RedisProcess) -> RedisProcess:
+    """A broker that no worker ever consumes from, with nothing that another test left there."""
+    assert _idle_process.client is not None
+    _idle_process.client.flushall()
+    return _idle_process
 
 
 @pytest.fixture
 def idle_app(idle_server: RedisProcess) -> PostHogJobs:
     """An app whose jobs wait, or stay in their queue, since there is no worker."""
-    assert idle_server.client is not None
-    idle_server.client.flushall()
     return PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": APPS})
 
 

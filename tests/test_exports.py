@@ -36,7 +36,6 @@ LIST, STATE = Keys().export("one")
 def redis(idle_server: RedisProcess) -> Redis:
     client: Redis | None = idle_server.client
     assert client is not None
-    client.flushall()
     return client
 
 

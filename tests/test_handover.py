@@ -84,8 +84,6 @@ class TestCutOff:
 
     @pytest.fixture
     def settings(self, settings: dict[str, Any], idle_server: RedisProcess) -> dict[str, Any]:
-        assert idle_server.client is not None
-        idle_server.client.flushall()
         return {**settings, "posthog_jobs_redis_url": idle_server.url}
 
     @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])

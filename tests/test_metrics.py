@@ -39,7 +39,6 @@ def on_event(event, meta): ...
 
 @pytest.fixture
 def config(idle_server: RedisProcess, tmp_path: Path) -> dict[str, Any]:
-    idle_server.client.flushall()
     (tmp_path / "measured.py").write_text(APP)
     apps = {"one": str(tmp_path / "measured.py"), "two": str(tmp_path / "measured.py")}
     return {"broker_url": idle_server.url, "posthog_jobs_apps": apps}

@@ -97,8 +97,6 @@ def test_in_utc_whatever_the_zone(hook: str, boundary: str) -> None:
 @pytest.fixture
 def app(idle_server: RedisProcess) -> PostHogJobs:
     """An app whose ticks wait, since there is no worker; the test runs them itself."""
-    assert idle_server.client is not None
-    idle_server.client.flushall()
     return PostHogJobs(config_source={"broker_url": idle_server.url, "posthog_jobs_apps": TICKING})
 
 
