@@ -56,7 +56,7 @@ def test_a_package_with_a_manifest(importable: Path) -> None:
         ("json", r"app 'json' \(json\) exports neither"),
         ("./no/such.py", r"there is no file or folder '\./no/such\.py'; check the path"),
         ("~no-such-user/app.py", "'~no-such-user/app.py' cannot be read"),
-        ("a\0/b.py", "cannot be read: embedded null byte; check the path"),
+        ("a\0/b.py", "cannot be read: .*embedded null .*; check the path"),
         ("/" + "x" * 300 + ".py", "cannot be read: .*too long"),
     ],
 )
