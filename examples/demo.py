@@ -173,7 +173,7 @@ def send_event() -> None:
 
 def stop_redis() -> None:
     """Stop the private Redis, as `celery -A posthog_jobs jobs stop-embedded` does."""
-    from posthog_jobs.embedded import EmbeddedServer  # noqa: PLC0415
+    from posthog_jobs.broker.embedded import EmbeddedServer  # noqa: PLC0415
 
     EmbeddedServer.of_user().stop()
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from posthog_jobs.apps.definition import job
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.definitions import job
     from posthog_jobs.errors import PostHogJobsError, RetryError
-    from posthog_jobs.events import PluginEvent
-    from posthog_jobs.handle import JobHandle
-    from posthog_jobs.jobs import Jobs
-    from posthog_jobs.meta import Meta
-    from posthog_jobs.retries import RetryPolicy
+    from posthog_jobs.hooks.events import PluginEvent
+    from posthog_jobs.jobs.handle import JobHandle
+    from posthog_jobs.jobs.retry import RetryPolicy
+    from posthog_jobs.jobs.trigger import Jobs
+    from posthog_jobs.meta.meta import Meta
 
 __all__ = [
     "JobHandle",
@@ -40,14 +40,14 @@ __all__ = [
 #: Public name → its module, imported when the name is first asked for: pytest, which imports this
 #: package for its plugin, pays for none of it.
 _MODULES: Final = {
-    "JobHandle": "handle",
-    "Jobs": "jobs",
-    "Meta": "meta",
-    "PluginEvent": "events",
+    "JobHandle": "jobs.handle",
+    "Jobs": "jobs.trigger",
+    "Meta": "meta.meta",
+    "PluginEvent": "hooks.events",
     "PostHogJobsError": "errors",
     "RetryError": "errors",
-    "RetryPolicy": "retries",
-    "job": "definitions",
+    "RetryPolicy": "jobs.retry",
+    "job": "apps.definition",
 }
 
 

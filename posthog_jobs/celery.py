@@ -19,39 +19,39 @@ from celery.utils.log import get_multiprocessing_logger
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from posthog_jobs import rabbitmq, transport
-from posthog_jobs.apps import Apps
-from posthog_jobs.configuration import (
+from posthog_jobs.apps.store import RedisStore
+from posthog_jobs.broker import rabbitmq, transport
+from posthog_jobs.broker.embedded import EmbeddedServer
+from posthog_jobs.broker.failures import Failures
+from posthog_jobs.broker.failures_beside import FailuresBeside
+from posthog_jobs.broker.reaching import unavailable
+from posthog_jobs.broker.redis import RedisServer
+from posthog_jobs.broker.schedule import Schedule
+from posthog_jobs.broker.sender import JobSender
+from posthog_jobs.broker.transport.sending import sending
+from posthog_jobs.errors import UnsupportedByBrokerError
+from posthog_jobs.hooks.events import check_event
+from posthog_jobs.hooks.tick_ledger import TickLedger
+from posthog_jobs.jobs.handle import JobHandle
+from posthog_jobs.operate.apps import Apps
+from posthog_jobs.operate.doctor.examination import Examination
+from posthog_jobs.operate.doctor.guards import warnings_for
+from posthog_jobs.redaction import guard
+from posthog_jobs.settings import Settings
+from posthog_jobs.worker.configuration import (
     DEFAULTS,
     adopt,
     check_json_only,
     checked_scheme,
     retry_policy,
 )
-from posthog_jobs.deliveries import Deliveries
-from posthog_jobs.doctor.examination import Examination
-from posthog_jobs.embedded import EmbeddedServer
-from posthog_jobs.errors import UnsupportedByBrokerError
-from posthog_jobs.event_tasks import CaptureTask, OnEventTask
-from posthog_jobs.events import check_event
-from posthog_jobs.export_tasks import ExportEventsTask, FlushExportTask
-from posthog_jobs.failures import Failures
-from posthog_jobs.failures_beside import FailuresBeside
-from posthog_jobs.handle import JobHandle
-from posthog_jobs.reaching import unavailable
-from posthog_jobs.redaction import guard
-from posthog_jobs.redis import RedisServer
-from posthog_jobs.registry import JobRegistry
-from posthog_jobs.runtime import Runtime
-from posthog_jobs.schedule import Schedule
-from posthog_jobs.sender import JobSender
-from posthog_jobs.settings import Settings
-from posthog_jobs.store import RedisStore
-from posthog_jobs.tasks import JobTask, task_name
-from posthog_jobs.tick_ledger import TickLedger
-from posthog_jobs.tick_tasks import TICK_TASKS, stop_ticks
-from posthog_jobs.transport.guards import warnings_for
-from posthog_jobs.transport.sending import sending
+from posthog_jobs.worker.deliveries import Deliveries
+from posthog_jobs.worker.event_tasks import CaptureTask, OnEventTask
+from posthog_jobs.worker.export_tasks import ExportEventsTask, FlushExportTask
+from posthog_jobs.worker.registry import JobRegistry
+from posthog_jobs.worker.runtime import Runtime
+from posthog_jobs.worker.tasks import JobTask, task_name
+from posthog_jobs.worker.tick_tasks import TICK_TASKS, stop_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,9 +59,9 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
-    from posthog_jobs.findings import Finding
-    from posthog_jobs.job_ends import JobEnd
-    from posthog_jobs.meta import Meta
+    from posthog_jobs.meta.meta import Meta
+    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.worker.job_ends import JobEnd
 
 transport.install()
 
@@ -73,7 +73,7 @@ class PostHogJobs(Celery):
     """
 
     registry_cls = JobRegistry
-    task_cls = "posthog_jobs.durable_task:PlainTask"
+    task_cls = "posthog_jobs.worker.durable_task:PlainTask"
 
     def __init__(self, main: str = "posthog_jobs", **options: Any) -> None:
         """Make the app; its configuration is read when it is first needed.

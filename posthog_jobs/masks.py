@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.declaration import is_empty
+from posthog_jobs.apps.declaration import is_empty
 from posthog_jobs.errors import AppConfigError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from posthog_jobs.keys import Keys
-from posthog_jobs.reasons import reason_of
-from posthog_jobs.transport import scripts
-from posthog_jobs.transport.channel import REPLY_HEAD
-from posthog_jobs.transport.dead_letters import DeadLetters
-from posthog_jobs.transport.failure import Failure
-from posthog_jobs.transport.line import Line
+from posthog_jobs.broker import scripts
+from posthog_jobs.broker.failure import Failure
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.reasons import reason_of
+from posthog_jobs.broker.transport.channel import REPLY_HEAD
+from posthog_jobs.broker.transport.dead_letters import DeadLetters
+from posthog_jobs.broker.transport.line import Line
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from posthog_jobs.definitions import define_app
-from posthog_jobs.installations import Installation
-from posthog_jobs.meta import Meta
+from posthog_jobs.apps.definition import define_app
+from posthog_jobs.apps.installation import Installation
+from posthog_jobs.meta.meta import Meta
 
 if TYPE_CHECKING:
-    from posthog_jobs.definitions import Function
+    from posthog_jobs.apps.definition import Function
 
 
 def install(app_id: str = "one", version: int = 1, **hooks: Function) -> Installation:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_celery import CeleryTestContainer, CeleryWorkerContainer, RedisContainer
 from pytest_docker_tools.exceptions import ContainerFailed, ContainerNotReady
 
-from posthog_jobs.embedded import find_binary
+from posthog_jobs.broker.embedded import find_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

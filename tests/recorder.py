@@ -6,18 +6,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.definitions import define_app
+from posthog_jobs.apps.definition import define_app
+from posthog_jobs.apps.installation import Installation
+from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.errors import PayloadTooLargeError
-from posthog_jobs.installations import Installation
-from posthog_jobs.jobs import Jobs, Origin
-from posthog_jobs.lane import Lane
-from posthog_jobs.messages import Outbox
-from posthog_jobs.waiting import Steered
+from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.message import Outbox
+from posthog_jobs.jobs.trigger import Jobs, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.messages import JobMessage, Sender
+    from posthog_jobs.jobs.message import JobMessage, Sender
 
 
 class Recorder:

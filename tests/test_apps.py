@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs import loading
+from posthog_jobs.apps import loading
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     AppConfigError,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from posthog_jobs.apps import Apps
+    from posthog_jobs.operate.apps import Apps
 
 MODULE = "tests.apps.recorder"
 SECRET = "hunter2"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.extensions.cache import Cache
-from posthog_jobs.lane import Lane
+from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.meta.cache import Cache
 from tests.nodes import poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
-from posthog_jobs import backlog
-from posthog_jobs.backlog import read_backlog
-from posthog_jobs.keys import Keys
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.operate import backlog
+from posthog_jobs.operate.backlog import read_backlog
 from tests.overdue import bring_forward
 
 if TYPE_CHECKING:

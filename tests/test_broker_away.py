@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from posthog_jobs.jobs import Jobs
+    from posthog_jobs.jobs.trigger import Jobs
     from tests.nodes import WorkerProcess
 
 
@@ -102,7 +102,7 @@ def test_a_process_that_is_slow_itself(
     """A job is sent once, at least, although the time is over before there is a connection."""
     app = app_for(default_redis_broker.url)
     hours = count(step=3600)
-    monkeypatch.setattr("posthog_jobs.transport.sending.monotonic", lambda: next(hours))
+    monkeypatch.setattr("posthog_jobs.broker.transport.sending.monotonic", lambda: next(hours))
 
     handle = app.meta_for("recorder").jobs.record(1).run_in(1, "hour")
 

@@ -10,7 +10,7 @@ import pytest
 from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
-from posthog_jobs.cli.apps import apps as command
+from posthog_jobs.operate.cli.apps import apps as command
 from tests.test_cli_jobs import Done
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def test_uninstall_asks(
     """uninstall: a person is asked what becomes of waiting jobs."""
     install(idle_app)
     idle_app.meta_for("new").jobs.record(1).run_in(1, "hour")
-    monkeypatch.setattr("posthog_jobs.cli.apps.is_person", lambda: True)
+    monkeypatch.setattr("posthog_jobs.operate.cli.apps.is_person", lambda: True)
 
     done = run(idle_app, "uninstall", "new", stdin=f"what\n{answer}\n")
 

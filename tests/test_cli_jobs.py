@@ -16,9 +16,9 @@ from celery.exceptions import Ignore
 from click.testing import CliRunner
 
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.cli.jobs import jobs as command
 from posthog_jobs.errors import RetryError
-from posthog_jobs.retries import ON_RETRY_ERROR
+from posthog_jobs.jobs.retry import ON_RETRY_ERROR
+from posthog_jobs.operate.cli.jobs import jobs as command
 from tests.conftest import APPS, ROOT
 from tests.nodes import ENVIRONMENT, closed_port
 from tests.notes import wait_for
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from posthog_jobs.jobs import Jobs
+    from posthog_jobs.jobs.trigger import Jobs
     from tests.nodes import RedisProcess
 
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)

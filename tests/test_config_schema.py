@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs.attachment import MAX_ATTACHMENT_BYTES, Attachment
-from posthog_jobs.config_schema import OPEN, ConfigSchema
+from posthog_jobs.apps.attachment import MAX_ATTACHMENT_BYTES, Attachment
+from posthog_jobs.apps.config import OPEN, ConfigSchema
 from posthog_jobs.errors import AppConfigError
 from posthog_jobs.masks import MASK
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from posthog_jobs import RetryPolicy, job
-from posthog_jobs.definitions import HOOKS, define_app
+from posthog_jobs.apps.definition import HOOKS, define_app
+from posthog_jobs.apps.manifest import Manifest
 from posthog_jobs.errors import AppConfigError, AppLoadError
-from posthog_jobs.manifest import Manifest
-from posthog_jobs.retries import NEVER, ON_RETRY_ERROR, RetryDelays
+from posthog_jobs.jobs.retry import NEVER, ON_RETRY_ERROR, RetryDelays
 
 if TYPE_CHECKING:
-    from posthog_jobs.definitions import AppDefinition
+    from posthog_jobs.apps.definition import AppDefinition
 
 APP = r"^app 'teapot' \(myapps\.teapot\)"
 

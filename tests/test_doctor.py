@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
+from posthog_jobs.broker.keys import Keys
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.findings import Verdict
-from posthog_jobs.keys import Keys
+from posthog_jobs.operate.doctor.findings import Verdict
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, closed_port, poll
 from tests.notes import wait_for
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from posthog_jobs.findings import Finding
+    from posthog_jobs.operate.doctor.findings import Finding
     from tests.nodes import WorkerProcess
     from tests.test_cli_jobs import Done
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu import Queue
 
-from posthog_jobs.doctor.clocks import clocks
-from posthog_jobs.doctor.failed import failed_jobs
-from posthog_jobs.doctor.lag import lag
-from posthog_jobs.doctor.queues import Load, queues
-from posthog_jobs.doctor.rabbitmq import consumer_timeout, longest_delay
-from posthog_jobs.doctor.report import WorkerReport
-from posthog_jobs.doctor.server import JobSize, memory
-from posthog_jobs.doctor.workers import Crew, answering, apps, leases, versions
-from posthog_jobs.findings import Verdict
-from posthog_jobs.transport.guards import eviction, persistence, version
-from posthog_jobs.waiting import Forecast
+from posthog_jobs.broker.waiting import Forecast
+from posthog_jobs.operate.doctor.clocks import clocks
+from posthog_jobs.operate.doctor.failed import failed_jobs
+from posthog_jobs.operate.doctor.findings import Verdict
+from posthog_jobs.operate.doctor.guards import eviction, persistence, version
+from posthog_jobs.operate.doctor.lag import lag
+from posthog_jobs.operate.doctor.queues import Load, queues
+from posthog_jobs.operate.doctor.rabbitmq import consumer_timeout, longest_delay
+from posthog_jobs.operate.doctor.report import WorkerReport
+from posthog_jobs.operate.doctor.server import JobSize, memory
+from posthog_jobs.operate.doctor.workers import Crew, answering, apps, leases, versions
 
 if TYPE_CHECKING:
-    from posthog_jobs.findings import Finding
+    from posthog_jobs.operate.doctor.findings import Finding
 
 GIB = 2**30
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs.durations import CALENDAR_UNITS, FIXED_UNITS, LAST_DUE, due_at, due_in
 from posthog_jobs.errors import DueError, DurationError, NaiveDatetimeError
+from posthog_jobs.jobs.due import CALENDAR_UNITS, FIXED_UNITS, LAST_DUE, due_at, due_in
 
 NOW = datetime(2024, 1, 31, 12, 30, tzinfo=UTC)
 ZONES = (

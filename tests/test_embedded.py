@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from posthog_jobs.embedded import EmbeddedServer, find_binary
+from posthog_jobs.broker.embedded import EmbeddedServer, find_binary
 from posthog_jobs.errors import EmbeddedServerError
 from tests.conftest import ROOT
 from tests.nodes import ENVIRONMENT, poll
@@ -39,7 +39,8 @@ def client(server: EmbeddedServer) -> redis.Redis:
 def test_racing_processes_start_one_server(server: EmbeddedServer) -> None:
     """Embedded: however many processes ask at once, one server is started for all."""
     code = (
-        "import json, pathlib, redis, sys; from posthog_jobs.embedded import EmbeddedServer\n"
+        "import json, pathlib, redis, sys\n"
+        "from posthog_jobs.broker.embedded import EmbeddedServer\n"
         "server = EmbeddedServer(pathlib.Path(sys.argv[1])); server.start()\n"
         "print(redis.Redis(unix_socket_path=str(server.socket_path)).info()['process_id'])"
     )

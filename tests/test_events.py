@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from posthog_jobs.errors import EventError, PayloadError
-from posthog_jobs.events import check_event
+from posthog_jobs.hooks.events import check_event
 
 
 def test_what_is_missing_is_filled_in() -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs import execution
 from posthog_jobs.errors import BrokerUnavailableError, JobTimeLimitError, PostHogJobsError
-from posthog_jobs.execution import call, run_job
-from posthog_jobs.running import RunningJob, current_job
+from posthog_jobs.jobs import execution
+from posthog_jobs.jobs.execution import call, run_job
+from posthog_jobs.jobs.running import RunningJob, current_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs.export_options import BYTES, SECONDS, ExportOptions
+from posthog_jobs.apps.export_options import BYTES, SECONDS, ExportOptions
 
 
 def test_defaults() -> None:

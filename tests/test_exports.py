@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs import exporter as exporter_module
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import RedisServer
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError, RetryError, StoreUnavailableError
-from posthog_jobs.exporter import Exporter
-from posthog_jobs.keys import Keys
-from posthog_jobs.redis import RedisServer
+from posthog_jobs.hooks import exports as exporter_module
+from posthog_jobs.hooks.exports import Exporter
 from tests.installed import install
 from tests.nodes import closed_port, poll
 from tests.recorder import Recorder
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from posthog_jobs.installations import Installation
+    from posthog_jobs.apps.installation import Installation
     from tests.nodes import RedisProcess
 
 LIST, STATE = Keys().export("one")

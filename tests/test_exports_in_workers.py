@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
+    from posthog_jobs.broker.waiting import WaitingJob
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.waiting import WaitingJob
     from tests.nodes import WorkerProcess
 
 BY_BYTES = {"exportEventsBufferSeconds": "600", "exportEventsBufferBytes": "1000"}

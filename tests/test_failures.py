@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.failed import FailedCount
+from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.transport.dead_letters import DeadLetters
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     AppDisabledError,
@@ -20,15 +23,12 @@ from posthog_jobs.errors import (
     ReplayError,
     UnknownFailureError,
 )
-from posthog_jobs.failed import FailedCount
-from posthog_jobs.reasons import Reason
-from posthog_jobs.transport.dead_letters import DeadLetters
 from tests.broken import Broken
 from tests.conftest import APPS
 from tests.nodes import closed_port
 
 if TYPE_CHECKING:
-    from posthog_jobs.failures import Failures
+    from posthog_jobs.broker.failures import Failures
     from tests.nodes import RedisProcess
 
 

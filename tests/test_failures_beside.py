@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.reasons import Reason
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -16,14 +17,13 @@ from posthog_jobs.errors import (
     ReplayError,
     UnsupportedByBrokerError,
 )
-from posthog_jobs.reasons import Reason
 from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.failed import FailedJob
+    from posthog_jobs.broker.failed import FailedJob
     from tests.nodes import RedisProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])

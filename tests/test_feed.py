@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from posthog_jobs import feed as module
+from posthog_jobs.apps import feed as module
+from posthog_jobs.apps.feed import Feed
+from posthog_jobs.apps.shared_version import SharedVersion
+from posthog_jobs.apps.store import Snapshot
 from posthog_jobs.errors import ConfigurationError, StoreUnavailableError
-from posthog_jobs.feed import Feed
-from posthog_jobs.shared_version import SharedVersion
-from posthog_jobs.store import Snapshot
 
 if TYPE_CHECKING:
-    from posthog_jobs.entries import AppEntry
-    from posthog_jobs.store import Edit
+    from posthog_jobs.apps.entries import AppEntry
+    from posthog_jobs.apps.store import Edit
 
 
 class Store:

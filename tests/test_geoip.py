@@ -13,8 +13,8 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from posthog_jobs.errors import AddressError, ConfigurationError
-from posthog_jobs.extensions.geoip import GeoIP
-from posthog_jobs.lane import Lane
+from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.meta.geoip import GeoIP
 
 if TYPE_CHECKING:
     from pathlib import Path

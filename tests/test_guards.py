@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from posthog_jobs.transport.guards import warnings_for
+from posthog_jobs.operate.doctor.guards import warnings_for
 from tests.nodes import RedisProcess, poll
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import AppSetupError, RetryError
-from posthog_jobs.execution import in_worker
-from posthog_jobs.hooks import on_event, process_event, process_events
+from posthog_jobs.hooks.chain import on_event, process_event, process_events
+from posthog_jobs.jobs.execution import in_worker
 from tests.installed import build, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from posthog_jobs.installations import Installation
-    from posthog_jobs.meta import Meta
+    from posthog_jobs.apps.installation import Installation
+    from posthog_jobs.meta.meta import Meta
 
 Event = dict[str, Any]
 

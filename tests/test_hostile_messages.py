@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.cli.output import printable
-from posthog_jobs.reasons import Reason
-from posthog_jobs.transport import compression
-from posthog_jobs.transport.compression import MAX_INFLATED, inflate
-from posthog_jobs.transport.failure import Failure
+from posthog_jobs.broker import compression
+from posthog_jobs.broker.compression import MAX_INFLATED, inflate
+from posthog_jobs.broker.failure import Failure
+from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.operate.cli.output import printable
 from tests.mutations import SOON, TAKE, encoded, message, protocol_1
 from tests.nodes import poll
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.apps.installation import Installations
 from posthog_jobs.errors import (
     AppConfigError,
     AppDisabledError,
@@ -11,7 +12,6 @@ from posthog_jobs.errors import (
     ConfigurationError,
     UnknownAppError,
 )
-from posthog_jobs.installations import Installations
 from posthog_jobs.redaction import redact
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from celery.exceptions import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs import job_log
+from posthog_jobs.broker.reasons import Reason
 from posthog_jobs.errors import AppDisabledError, RetriesExhaustedError
-from posthog_jobs.job_ends import JobEnd, Result, SentAgain, result_of
-from posthog_jobs.reasons import Reason
+from posthog_jobs.worker import job_log
+from posthog_jobs.worker.job_ends import JobEnd, Result, SentAgain, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

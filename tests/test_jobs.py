@@ -13,11 +13,11 @@ from posthog_jobs.errors import (
     PayloadError,
     PayloadTooLargeError,
 )
-from posthog_jobs.messages import ABSENT
+from posthog_jobs.jobs.message import ABSENT
 from tests.recorder import Recorder, make_jobs
 
 if TYPE_CHECKING:
-    from posthog_jobs.jobs import Jobs
+    from posthog_jobs.jobs.trigger import Jobs
 
 HOUR = timedelta(hours=1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posthog_jobs.errors import PostHogJobsError, UnknownJobError
-from posthog_jobs.jobs import Jobs
+from posthog_jobs.jobs.trigger import Jobs
 from tests.recorder import FUNCTIONS, Recorder, make_jobs
 
 

@@ -16,7 +16,7 @@ from tests.recorder import Recorder, make_jobs
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from posthog_jobs.messages import JobMessage
+    from posthog_jobs.jobs.message import JobMessage
 
 
 class SlowSender(Recorder):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import JobCallError, UnsupportedByBrokerError
-from posthog_jobs.waiting import Steered
 from tests.conftest import APPS, ROOT
 from tests.nodes import ENVIRONMENT, poll
 from tests.notes import notes, wait_for
@@ -22,8 +22,8 @@ from tests.notes import notes, wait_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.jobs import Jobs
-    from posthog_jobs.schedule import Schedule
+    from posthog_jobs.broker.schedule import Schedule
+    from posthog_jobs.jobs.trigger import Jobs
     from tests.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.execution import call
-from posthog_jobs.lane import Lane, Pending
+from posthog_jobs.jobs.execution import call
+from posthog_jobs.jobs.lane import Lane, Pending
 from tests.test_execution import run_in_thread
 
 if TYPE_CHECKING:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs import lifecycle
+from posthog_jobs.apps import lifecycle
+from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.errors import AppSetupError, RetryError, StoreUnavailableError
-from posthog_jobs.lifecycle import Lifecycle
 from tests.installed import build, install
 from tests.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.installations import Installation
-    from posthog_jobs.meta import Meta
+    from posthog_jobs.apps.installation import Installation
+    from posthog_jobs.meta.meta import Meta
 
 
 class Clock:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from posthog_jobs.apps.loading import load_app
 from posthog_jobs.errors import AppLoadError
-from posthog_jobs.loading import load_app
 
 if TYPE_CHECKING:
     from pathlib import Path

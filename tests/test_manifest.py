@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posthog_jobs.apps.loading import load_app
+from posthog_jobs.apps.manifest import NO_MANIFEST, Manifest
 from posthog_jobs.errors import AppLoadError
-from posthog_jobs.loading import load_app
-from posthog_jobs.manifest import NO_MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

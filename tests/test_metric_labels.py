@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from posthog_jobs.metric_labels import OTHER, UNKNOWN, MetricLabels
-from posthog_jobs.tasks import parse_task_name, task_name
+from posthog_jobs.operate.metric_labels import OTHER, UNKNOWN, MetricLabels
+from posthog_jobs.worker.tasks import parse_task_name, task_name
 
 
 def test_labels_are_bounded() -> None:

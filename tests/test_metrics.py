@@ -13,15 +13,15 @@ import pytest
 from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
+from posthog_jobs.apps.definition import define_app
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.cli.apps import apps
-from posthog_jobs.definitions import define_app
 from posthog_jobs.errors import (
     AppLoadError,
     MetricError,
     StoreUnavailableError,
     UnknownMetricError,
 )
+from posthog_jobs.operate.cli.apps import apps
 from tests.nodes import closed_port
 
 if TYPE_CHECKING:

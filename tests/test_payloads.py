@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 
 from posthog_jobs.errors import PayloadError
-from posthog_jobs.payloads import MAX_DEPTH, check_payload
+from posthog_jobs.jobs.payload import MAX_DEPTH, check_payload
 
 Pair = namedtuple("Pair", "a b")  # noqa: PYI024
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.durable_task import WAITED
-from posthog_jobs.reasons import Reason
-from posthog_jobs.replay import replayed
+from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.replay import replayed
+from posthog_jobs.worker.durable_task import WAITED
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import notes, wait_for
@@ -18,8 +18,8 @@ from tests.notes import notes, wait_for
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
+    from posthog_jobs.broker.failed import FailedJob
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.failed import FailedJob
     from tests.nodes import WorkerProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])

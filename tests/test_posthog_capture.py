@@ -22,7 +22,7 @@ from posthog_jobs.errors import (
     PayloadError,
     PayloadTooLargeError,
 )
-from posthog_jobs.extensions.posthog import PostHogClient
+from posthog_jobs.meta.posthog import PostHogClient
 from tests.conftest import APPS
 from tests.nodes import HOST, closed_port
 
@@ -229,7 +229,7 @@ def test_the_broker_is_away(idle_app: PostHogJobs, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr("posthog_jobs.event_tasks.CaptureTask.apply_async", refuse)
+    monkeypatch.setattr("posthog_jobs.worker.event_tasks.CaptureTask.apply_async", refuse)
     with pytest.raises(BrokerUnavailableError):
         idle_app.meta_for("second").posthog.capture("tea")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from posthog_jobs.cli.apps import apps
-from posthog_jobs.cli.jobs import jobs
+from posthog_jobs.operate.cli.apps import apps
+from posthog_jobs.operate.cli.jobs import jobs
 from tests.nodes import poll
 
 if TYPE_CHECKING:

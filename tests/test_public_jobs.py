@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from posthog_jobs.apps.public_jobs import PublicJob
 from posthog_jobs.errors import JobCallError
-from posthog_jobs.public_jobs import PublicJob
 
 
 def public(**fields: dict[str, Any]) -> PublicJob:

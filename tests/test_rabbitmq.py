@@ -11,6 +11,7 @@ import pytest
 from amqp.exceptions import NotFound
 from celery import Celery, signals
 
+from posthog_jobs.broker.rabbitmq import DEFAULTS, LONGEST_DELAY
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -18,8 +19,7 @@ from posthog_jobs.errors import (
     DelayTooLongError,
     DueError,
 )
-from posthog_jobs.findings import Verdict
-from posthog_jobs.rabbitmq import DEFAULTS, LONGEST_DELAY
+from posthog_jobs.operate.doctor.findings import Verdict
 from tests import rabbitmq_node
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.findings import Finding
+    from posthog_jobs.operate.doctor.findings import Finding
     from tests.nodes import RedisProcess, WorkerProcess
     from tests.rabbitmq_node import RabbitMQProcess
 

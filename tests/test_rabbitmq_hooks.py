@@ -9,8 +9,8 @@ import pytest
 
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.tick_tasks import schedule_ticks
-from posthog_jobs.ticks import PERIODS, Tick, boundary_before
+from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_before
+from posthog_jobs.worker.tick_tasks import schedule_ticks
 from tests.nodes import HOST, closed_port, poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace

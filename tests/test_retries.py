@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posthog_jobs.errors import RetryError, RetryPolicyError
-from posthog_jobs.retries import (
+from posthog_jobs.jobs.retry import (
     NEVER,
     ON_RETRY_ERROR,
     UNTIL_THERE,

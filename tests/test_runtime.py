@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.redis import RedisServer
 from posthog_jobs.errors import (
     AppDisabledError,
     AppLoadError,
@@ -14,10 +15,9 @@ from posthog_jobs.errors import (
     UnknownAppError,
     UnknownJobError,
 )
-from posthog_jobs.messages import ABSENT
-from posthog_jobs.redis import RedisServer
-from posthog_jobs.runtime import Runtime
+from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.settings import Settings
+from posthog_jobs.worker.runtime import Runtime
 from tests.recorder import Recorder
 
 if TYPE_CHECKING:

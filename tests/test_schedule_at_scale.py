@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
+from posthog_jobs.broker import scripts
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.records import partition_of, take
+from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.keys import Keys
-from posthog_jobs.transport import scripts
-from posthog_jobs.transport.records import partition_of, take
-from posthog_jobs.waiting import Steered
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
 from tests.pace import Pace
@@ -24,7 +24,7 @@ from tests.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from posthog_jobs.schedule import Schedule
+    from posthog_jobs.broker.schedule import Schedule
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 

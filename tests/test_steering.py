@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.waiting import Forecast, Steered
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -17,7 +18,6 @@ from posthog_jobs.errors import (
     NaiveDatetimeError,
     UnsupportedByBrokerError,
 )
-from posthog_jobs.waiting import Forecast, Steered
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.jobs import Jobs, TriggerableJob
-    from posthog_jobs.schedule import Schedule
-    from posthog_jobs.waiting import WaitingJob
+    from posthog_jobs.broker.schedule import Schedule
+    from posthog_jobs.broker.waiting import WaitingJob
+    from posthog_jobs.jobs.trigger import Jobs, TriggerableJob
     from tests.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)

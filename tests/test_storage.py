@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.redis import RedisServer
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     ConfigurationError,
@@ -22,10 +23,9 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     StoreValueError,
 )
-from posthog_jobs.extensions import sql_storage
-from posthog_jobs.extensions.redis_storage import RedisStorage
-from posthog_jobs.extensions.sql_storage import SQLStorage
-from posthog_jobs.redis import RedisServer
+from posthog_jobs.meta import sql_storage
+from posthog_jobs.meta.redis_storage import RedisStorage
+from posthog_jobs.meta.sql_storage import SQLStorage
 from tests import postgres_node
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from posthog_jobs import Meta
-    from posthog_jobs.extensions.storage import StorageBackend
+    from posthog_jobs.meta.storage import StorageBackend
     from tests.postgres_node import PostgresProcess
 
 KINDS = ("redis", "sqlite", "postgresql")

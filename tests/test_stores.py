@@ -18,9 +18,9 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     StoreValueError,
 )
-from posthog_jobs.runtime import Runtime
 from posthog_jobs.settings import Settings
 from posthog_jobs.testing.memory import MemoryServer
+from posthog_jobs.worker.runtime import Runtime
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, closed_port, poll
 from tests.recorder import Recorder
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from posthog_jobs import Meta
-    from posthog_jobs.redis import RedisServer
+    from posthog_jobs.broker.redis import RedisServer
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from examples import retry_export
 from posthog_jobs import RetryError
+from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.errors import (
     AppConfigError,
     AppError,
@@ -31,8 +32,8 @@ from posthog_jobs.errors import (
     RetriesExhaustedError,
     UnknownJobError,
 )
-from posthog_jobs.events import check_event
-from posthog_jobs.retries import ON_EXPORT_RETRY, ON_RETRY_ERROR
+from posthog_jobs.hooks.events import check_event
+from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.testing import (
     ABSENT,
     AppTester,
@@ -41,7 +42,6 @@ from posthog_jobs.testing import (
     create_meta,
     create_pageview,
 )
-from posthog_jobs.waiting import Steered
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,13 +13,14 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs import tick_ledger, tick_tasks
+from posthog_jobs.broker.records import DUE_HEADER
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import RetriesExhaustedError, UnsupportedByBrokerError
-from posthog_jobs.retries import RetryDelays
-from posthog_jobs.tick_tasks import schedule_ticks
-from posthog_jobs.ticks import PERIODS, Tick, boundary_after, boundary_before
-from posthog_jobs.transport.records import DUE_HEADER
+from posthog_jobs.hooks import tick_ledger
+from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_after, boundary_before
+from posthog_jobs.jobs.retry import RetryDelays
+from posthog_jobs.worker import tick_tasks
+from posthog_jobs.worker.tick_tasks import schedule_ticks
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import notes, wait_for
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.waiting import WaitingJob
+    from posthog_jobs.broker.waiting import WaitingJob
     from tests.nodes import RedisProcess
 
 MODULE = "tests.apps.ticking"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from posthog_jobs.errors import StoreKeyError, StoreValueError
-from posthog_jobs.extensions.values import MAX_KEY_BYTES, check_key, decode, encode
+from posthog_jobs.jobs.values import MAX_KEY_BYTES, check_key, decode, encode
 from tests.test_payloads import payloads
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import posthog_jobs
 from posthog_jobs import JobHandle, Jobs, Meta, PluginEvent, RetryError, job
-from posthog_jobs.jobs import JobCall, TriggerableJob
+from posthog_jobs.jobs.trigger import JobCall, TriggerableJob
 from posthog_jobs.testing import AppTester, ScheduledJob, create_event, create_meta
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ stands until it is turned. pytest has it as the fixture `posthog_app`.
 
 from __future__ import annotations
 
-from posthog_jobs.messages import ABSENT
+from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.testing.clock import Clock
 from posthog_jobs.testing.events import create_event, create_identify, create_pageview
 from posthog_jobs.testing.meta import create_meta

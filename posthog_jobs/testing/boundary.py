@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from posthog_jobs.errors import AppExitError, PostHogJobsError
-from posthog_jobs.lane import in_event_loop
+from posthog_jobs.jobs.lane import in_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from posthog_jobs.durations import due_at, due_in
+from posthog_jobs.jobs.due import due_at, due_in
 
 if TYPE_CHECKING:
-    from posthog_jobs.durations import Number
+    from posthog_jobs.jobs.due import Number
 
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 

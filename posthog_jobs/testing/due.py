@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from posthog_jobs.errors import PostHogJobsError, RetriesExhaustedError, RetryError
-from posthog_jobs.retries import delay_after
+from posthog_jobs.jobs.retry import delay_after
 from posthog_jobs.testing.recorder import FailedJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from posthog_jobs.ready_job import ReadyJob
+    from posthog_jobs.jobs.ready_job import ReadyJob
     from posthog_jobs.testing.clock import Clock
     from posthog_jobs.testing.schedule import MemorySchedule, ScheduledJob
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import NAMESPACE_URL, uuid5
 
 if TYPE_CHECKING:
-    from posthog_jobs.events import PluginEvent
+    from posthog_jobs.hooks.events import PluginEvent
 
 _PERSON: Final = {"$os": "Linux", "$browser": "Firefox", "$browser_version": 128}
 

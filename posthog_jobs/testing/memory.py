@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.scripts import EXTREME
 from posthog_jobs.errors import StoreValueError
-from posthog_jobs.keys import Keys
-from posthog_jobs.transport.scripts import EXTREME
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from posthog_jobs.testing.tester import AppTester
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from posthog_jobs.meta import Meta
+    from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.source import App
 
 

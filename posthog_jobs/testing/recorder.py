@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from unittest.mock import ANY
 
-from posthog_jobs.durations import due_at, due_in
-from posthog_jobs.messages import ABSENT
+from posthog_jobs.jobs.due import due_at, due_in
+from posthog_jobs.jobs.message import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from posthog_jobs.durations import Number
+    from posthog_jobs.jobs.due import Number
     from posthog_jobs.testing.schedule import MemorySchedule, ScheduledJob
 
 

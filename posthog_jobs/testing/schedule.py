@@ -10,15 +10,15 @@ from uuid import uuid4
 
 from kombu.utils.json import dumps, loads
 
-from posthog_jobs.messages import ABSENT
-from posthog_jobs.sender import measure
-from posthog_jobs.waiting import Steered
+from posthog_jobs.broker.sender import measure
+from posthog_jobs.broker.waiting import Steered
+from posthog_jobs.jobs.message import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from posthog_jobs.messages import JobMessage
+    from posthog_jobs.jobs.message import JobMessage
     from posthog_jobs.testing.clock import Clock
 
 

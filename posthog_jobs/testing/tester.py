@@ -7,21 +7,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from posthog_jobs.durations import due_in
 from posthog_jobs.errors import (
     AppError,
     AppSetupError,
     EventError,
     RetryError,
 )
-from posthog_jobs.events import check_event
-from posthog_jobs.execution import call
-from posthog_jobs.hooks import processed, processed_batch
-from posthog_jobs.messages import ABSENT
-from posthog_jobs.ready_job import ReadyJob
-from posthog_jobs.retries import ON_EXPORT_RETRY, ON_RETRY_ERROR, delay_after
-from posthog_jobs.running import Delivery
-from posthog_jobs.runtime import Runtime
+from posthog_jobs.hooks.chain import processed, processed_batch
+from posthog_jobs.hooks.events import check_event
+from posthog_jobs.jobs.due import due_in
+from posthog_jobs.jobs.execution import call
+from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.ready_job import ReadyJob
+from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR, delay_after
+from posthog_jobs.jobs.running import Delivery
 from posthog_jobs.settings import Settings
 from posthog_jobs.testing.boundary import as_worker, refuse_event_loop
 from posthog_jobs.testing.clock import Clock
@@ -30,20 +29,21 @@ from posthog_jobs.testing.memory import MemoryServer
 from posthog_jobs.testing.recorder import JobsRecorder
 from posthog_jobs.testing.schedule import MemorySchedule
 from posthog_jobs.testing.source import loadable
+from posthog_jobs.worker.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from posthog_jobs.definitions import Function
-    from posthog_jobs.durations import Number
-    from posthog_jobs.events import PluginEvent
-    from posthog_jobs.installations import Installation
-    from posthog_jobs.meta import Meta
-    from posthog_jobs.redis import RedisServer
-    from posthog_jobs.runtime import AppSender
+    from posthog_jobs.apps.definition import Function
+    from posthog_jobs.apps.installation import Installation
+    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.hooks.events import PluginEvent
+    from posthog_jobs.jobs.due import Number
+    from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.schedule import ScheduledJob
     from posthog_jobs.testing.source import App
+    from posthog_jobs.worker.runtime import AppSender
 
 
 #: Hook → how it is run again after `RetryError`, as in a worker.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from posthog_jobs.failures import Failures
-from posthog_jobs.keys import Keys
-from posthog_jobs.schedule import Schedule
-from posthog_jobs.transport.records import body_of, take
+from posthog_jobs.broker.failures import Failures
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.records import body_of, take
+from posthog_jobs.broker.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,9 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.transport.outcome import last_outcome
 from tests.chaos.notebook import Notebook
 from tests.chaos.orders import orders
 from tests.chaos.site import APP_ID, settings
@@ -26,7 +26,7 @@ from tests.chaos.site import APP_ID, settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from posthog_jobs.handle import JobHandle
+    from posthog_jobs.jobs.handle import JobHandle
     from tests.chaos.orders import Order
 
 SENDERS: Final = 4

@@ -11,8 +11,8 @@ from tests.nodes import poll
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from posthog_jobs.broker.waiting import WaitingJob
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.waiting import WaitingJob
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from examples import github_stars
 from posthog_jobs.errors import AppConfigError, RetryError, StoreUnavailableError
-from posthog_jobs.extensions.posthog import PostHog
-from posthog_jobs.extensions.storage import Storage
+from posthog_jobs.meta.posthog import PostHog
+from posthog_jobs.meta.storage import Storage
 from posthog_jobs.testing import AppTester
 from tests.endpoint import Answer, Endpoint
 from tests.nodes import HOST, closed_port
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
+    from posthog_jobs.broker.waiting import WaitingJob
     from posthog_jobs.celery import PostHogJobs
-    from posthog_jobs.waiting import WaitingJob
     from tests.endpoint import Request
     from tests.nodes import WorkerProcess
 

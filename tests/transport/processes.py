@@ -166,7 +166,7 @@ class Site:
         """A producer in this process."""
         from celery import Celery  # noqa: PLC0415 - keeps the process helpers light
 
-        from posthog_jobs.transport import install  # noqa: PLC0415
+        from posthog_jobs.broker.transport import install  # noqa: PLC0415
 
         install()
         options = {**self.options, **options}

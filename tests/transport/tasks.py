@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import Celery
 
-from posthog_jobs.transport import install
+from posthog_jobs.broker.transport import install
 
 if TYPE_CHECKING:
     from celery import Task
@@ -31,7 +31,7 @@ app.conf.update(
     **json.loads(os.environ.get("TEST_CONF", "{}")),
 )
 if OURS:
-    app.Task.Request = "posthog_jobs.transport.request:Request"
+    app.Task.Request = "posthog_jobs.worker.request:Request"
 
 _notes: redis.Redis | None = None
 

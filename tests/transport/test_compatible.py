@@ -13,9 +13,9 @@ import pytest
 from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 
-from posthog_jobs.transport import install
-from posthog_jobs.transport.guards import warnings_for
-from posthog_jobs.transport.transport import SentinelTransport, Transport
+from posthog_jobs.broker.transport import install
+from posthog_jobs.broker.transport.transport import SentinelTransport, Transport
+from posthog_jobs.operate.doctor.guards import warnings_for
 from tests.nodes import free_port
 from tests.pace import Pace
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.records import partition_of
+from posthog_jobs.broker.schedule import Schedule
+from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
+from posthog_jobs.broker.waiting import Forecast, Steered
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
-from posthog_jobs.schedule import Schedule
-from posthog_jobs.transport.outcome import Outcome, last_outcome
-from posthog_jobs.transport.records import partition_of
-from posthog_jobs.waiting import Forecast, Steered
 from tests.pace import Pace
 
 from .processes import until

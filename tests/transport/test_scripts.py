@@ -21,12 +21,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from posthog_jobs.keys import Keys
-from posthog_jobs.schedule import Schedule
-from posthog_jobs.transport import scripts
-from posthog_jobs.transport.channel import REPLY_HEAD
-from posthog_jobs.transport.records import pack, parse_partition, partition_of
-from posthog_jobs.waiting import Steered
+from posthog_jobs.broker import scripts
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.records import pack, parse_partition, partition_of
+from posthog_jobs.broker.schedule import Schedule
+from posthog_jobs.broker.transport.channel import REPLY_HEAD
+from posthog_jobs.broker.waiting import Steered
 
 from .processes import until
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from posthog_jobs.schedule import Schedule
+from posthog_jobs.broker.schedule import Schedule
 from tests.pace import Pace
 
 from .processes import until

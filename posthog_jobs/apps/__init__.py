@@ -1,0 +1,1 @@
+"""An app and its installations: its code, its `plugin.json`, its config."""

@@ -1,0 +1,1 @@
+"""The broker: what waits there, what failed, and how messages get there."""

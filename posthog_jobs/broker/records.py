@@ -1,0 +1,242 @@
+"""How a message waits: the record of the schedule, its partition, and its due time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kombu.utils.json import JSONEncoder
+from kombu.utils.json import loads as kombu_loads
+
+from posthog_jobs.broker.compression import inflate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Message headers of ours.
+APP_HEADER = "posthog_jobs_app"
+KEY_HEADER = "posthog_jobs_key"
+IF_WAITING_HEADER = "posthog_jobs_if_waiting"
+DUE_HEADER = "posthog_jobs_due"
+#: When a message that was due at once was sent, in ms, by its sender's clock.
+SENT_HEADER = "posthog_jobs_sent"
+#: What a job raised at its last attempt, and the key that it waited under before that.
+ERROR_HEADER = "posthog_jobs_error"
+KEPT_KEY_HEADER = "posthog_jobs_kept_key"
+
+#: More than any payload nests (`posthog_jobs.jobs.payload`), with the lists and objects around it.
+MAX_DEPTH = 220
+
+#: Stand-ins for what most messages have in common; raw control characters cannot occur in JSON.
+#: Messages wait for years in this form: fragments may be added, but none may change or go.
+_ID, _TAG = "\x01", "\x02"
+FRAGMENTS = {
+    "\x03": '","content-encoding":"utf-8","content-type":"application/json","headers":{"lang":"py",'
+    '"task":"',
+    "\x04": '","id":"\x01","shadow":null,"eta":null,"expires":null,"group":null,"group_index":null,'
+    '"retries":0,"timelimit":[null,null],"root_id":"\x01","parent_id":null,"argsrepr":"',
+    "\x05": '"replaced_task_nesting":0,"stamped_headers":null,"stamps":{}',
+    "\x06": '},"properties":{"correlation_id":"\x01","reply_to":"',
+    "\x07": '"delivery_mode":2,"delivery_info":{"exchange":"","routing_key":"',
+    "\x08": '"},"priority":0,"body_encoding":"base64","delivery_tag":"\x02"}}',
+    "\x0e": "W10sIHt9LCB7ImNhbGxiYWNrcyI6IG51bGwsICJlcnJiYWNrcyI6IG51bGwsICJjaGFpbiI6IG51bGwsICJj"
+    "aG9yZCI6IG51bGx9XQ==",  # the body of a call without arguments
+}
+
+_encode = JSONEncoder(separators=(",", ":")).encode  # kombu's dumps makes one for each call
+
+
+def due_of(headers: Mapping[str, Any]) -> int | None:
+    """When a message is due, in ms since the epoch; None for one without a readable `eta`.
+
+    Rounded up, for nothing may run early. A naive `eta` is UTC, as Celery's own are.
+    """
+    eta = headers.get("eta")
+    if not eta:
+        return None
+    try:
+        moment = eta if isinstance(eta, datetime) else datetime.fromisoformat(eta)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return math.ceil(moment.timestamp() * 1000)
+    except (TypeError, ValueError, OverflowError):
+        return None  # Celery itself refuses it when the message arrives
+
+
+def partition_of(app_id: str, job: str) -> str:
+    """The part of the schedule that a job of an app waits in; two netstrings."""
+    return netstrings(app_id, job)
+
+
+def parse_partition(partition: str) -> tuple[str, str]:
+    """The app id and the task name that a partition is for."""
+    app_id, job = parse_netstrings(partition)
+    return app_id, job
+
+
+def netstrings(*parts: str) -> str:
+    """Words joined so that they can be told apart, whatever they hold: `<bytes>:<word>…`."""
+    return "".join(f"{len(part.encode())}:{part}" for part in parts)
+
+
+def parse_netstrings(text: str) -> list[str]:
+    """The words that `netstrings` joined."""
+    rest, parts = text.encode(), []
+    while rest:
+        part, rest = take(rest)
+        parts.append(part.decode())
+    return parts
+
+
+def pack(message: dict[str, Any]) -> str:
+    """The message as it is stored: without its `eta`, its id and tag left out where they repeat.
+
+    The message itself stays as it is: kombu sends it again if this time fails.
+    """
+    text = dumps({**message, "headers": {**message["headers"], "eta": None}})
+    name = identity(message)
+    if name.isascii() and name.isprintable() and '"' not in name and "\\" not in name:
+        # JSON writes it as it is
+        text = text.replace(f'"{name}"', f'"{_ID}"')
+    tag = message["properties"]["delivery_tag"]
+    text = text.replace(f'"delivery_tag":"{tag}"', f'"delivery_tag":"{_TAG}"')
+    for mark, fragment in FRAGMENTS.items():
+        text = text.replace(fragment, mark)
+    return text
+
+
+def unpack(text: bytes, task_id: str) -> bytes:
+    """The message that `pack` made this text of, without a delivery tag."""
+    for mark, fragment in FRAGMENTS.items():
+        text = text.replace(mark.encode(), fragment.encode())
+    return text.replace(_ID.encode(), task_id.encode()).replace(_TAG.encode(), b"")
+
+
+def identity(message: Mapping[str, Any]) -> str:
+    """The id that a message waits under: its task id, or its delivery tag if it is no task."""
+    return str(message["headers"].get("id") or message["properties"]["delivery_tag"])
+
+
+def dumps(message: dict[str, Any]) -> str:
+    """Encode a message as kombu does, without the spaces."""
+    text: str = _encode(message)
+    return text
+
+
+def loads(raw: bytes) -> Any:
+    """Decode a message; kombu's own way, which visits every object, only where it must."""
+    if b"__type__" in raw:
+        return kombu_loads(raw)
+    return json.loads(raw.decode())
+
+
+def body_of(message: dict[str, Any]) -> bytes:
+    """The body of a message as its serializer made it: args, kwargs and callbacks."""
+    body: str = message["body"]
+    if message["properties"].get("body_encoding") != "base64":
+        return body.encode()
+    decoded = base64.b64decode(body)
+    compression = message["headers"].get("compression")
+    return inflate(decoded, compression) if compression else decoded
+
+
+def check_depth(raw: bytes, decoded: object) -> None:
+    """Refuse what is nested too deep: it could be decoded, but not be handed to a pool's process.
+
+    Args:
+        raw: the text of it.
+        decoded: what it says.
+
+    Raises:
+        ValueError: there are more than `MAX_DEPTH` lists and objects in each other.
+    """
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return
+    level = [decoded]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
+
+
+def check_shape(message: Any) -> None:
+    """Refuse what kombu could not even make a message of.
+
+    Raises:
+        TypeError: a part of the message is of the wrong type; it is named.
+    """
+    if not isinstance(message, dict):
+        raise TypeError(f"a message is a JSON object, not {type(message).__name__}")
+    properties = message.get("properties")
+    if not isinstance(properties, dict):
+        raise TypeError("the message has no properties")
+    for name, part in (
+        ("headers", message.get("headers")),
+        ("delivery_info", properties.get("delivery_info")),
+    ):
+        if part is not None and type(part) is not dict:
+            raise TypeError(f"the message's {name} is no object")
+    for name in ("body", "content-type", "content-encoding"):
+        text = message.get(name)
+        if text is not None and type(text) is not str:
+            raise TypeError(f"the message's {name} is no string")
+
+
+def check_command(message: Any) -> None:
+    """Refuse what Celery's remote control would stumble over.
+
+    Raises:
+        TypeError: a part of it is of the wrong type.
+        Exception: it cannot be decoded.
+    """
+    command = None if message.errors else message.decode()
+    if (
+        not isinstance(command, dict)
+        or not isinstance(command.get("method"), str)
+        or not isinstance(command.get("arguments"), dict | None)
+        or not isinstance(command.get("destination"), list | None)
+        or not isinstance(command.get("reply_to"), dict | None)
+    ):
+        raise TypeError("it is no command")
+
+
+def take(data: bytes) -> tuple[bytes, bytes]:
+    """The first netstring of some bytes, and what follows it."""
+    size, _, rest = data.partition(b":")
+    return rest[: int(size)], rest[int(size) :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the schedule stores for one id."""
+
+    queue: str
+    app_id: str
+    job: str
+    key: str | None
+    message: bytes = field(repr=False)
+
+    @classmethod
+    def parse(cls, task_id: str, data: bytes) -> Record:
+        """Read a value of the hash `waiting`; see `lua/schedule_lib.lua` for its shape."""
+        queue, data = take(data)
+        partition, data = take(data)
+        key, data = take(data)
+        app_id, job = parse_partition(partition.decode())
+        return cls(
+            queue=queue.decode(),
+            app_id=app_id,
+            job=job,
+            key=key.decode() or None,
+            message=unpack(data, task_id),
+        )

@@ -1,0 +1,294 @@
+"""What waits: list it, count it, cancel it, move it, and see what comes due when.
+
+Works on the transport's keys alone, so any process that reaches the broker can steer. A job waits
+here from the call that sends it until it is due; then it is in its queue and Celery's to control
+(`app.control.revoke`). The answers of this module say which of the two it was.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from posthog_jobs.broker import scripts
+from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
+from posthog_jobs.broker.reaching import reaching_broker
+from posthog_jobs.broker.records import Record, parse_partition, partition_of
+from posthog_jobs.broker.waiting import Forecast, Page, Steered, WaitingJob
+from posthog_jobs.jobs.due import due_at
+from posthog_jobs.jobs.moments import EPOCH, milliseconds, moment_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from redis import Redis
+
+#: Partitions and rows per script call, and jobs per batch of `cancel_all`, so that each call is
+#: short for the server.
+_PARTITIONS: Final = 200
+_ROWS: Final = 2000
+_BATCH: Final = 500
+_PERIODS: Final = {
+    "minute": 60_000,
+    "hour": 3_600_000,
+    "day": 86_400_000,
+    "week": 7 * 86_400_000,
+    "month": 30 * 86_400_000,
+}
+
+
+#: Due time, partition and id of what waits: listed in this order, which needs no search for a
+#: place in a partition but its own.
+_Row = tuple[int, str, str]
+_Rows = list[_Row]
+
+
+class Schedule:
+    """What waits on one broker.
+
+    Args:
+        client: a Redis client for the broker's database; its replies must be bytes.
+        global_keyprefix: kombu's transport option of that name, if the app sets it.
+        revoke: called with the id of a job that `cancel` found to have left the schedule.
+
+    Every method raises BrokerUnavailableError when Redis does not answer.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        global_keyprefix: str = "",
+        revoke: Callable[[str], object] | None = None,
+    ) -> None:
+        self._client: Any = client
+        self._keys = Keys(global_keyprefix)
+        self._revoke = revoke
+
+    # -- look -------------------------------------------------------------------------------
+
+    @reaching_broker
+    def get(self, task_id: str) -> WaitingJob | None:
+        """The job that waits under this id, or None."""
+        found = self._load([task_id])
+        return found[0] if found else None
+
+    @reaching_broker
+    def under_key(self, key: str, jobs: Sequence[tuple[str, str]]) -> Sequence[str | None]:
+        """The id, or None, that waits under a key for each pair of app id and task name."""
+        fields = [f"{partition_of(app_id, job)}{key}" for app_id, job in jobs]
+        found = self._client.hmget(self._keys.keyed, fields) if fields else []
+        return [None if task_id is None else task_id.decode() for task_id in found]
+
+    @reaching_broker
+    def list(
+        self,
+        *,
+        app_id: str | None = None,
+        job: str | None = None,
+        before: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Some of what waits, the first due first.
+
+        Args:
+            app_id: of this app only.
+            job: of this job name or task name only.
+            before: due before this moment only; aware.
+            limit: how many at most.
+            cursor: `Page.cursor` of the page before.
+
+        Raises:
+            NaiveDatetimeError: `before` has no time zone.
+            CursorError: `cursor` is none of ours.
+            LimitError: `limit` is no whole number above 0.
+        """
+        checked_limit(limit)
+        due, partition, task_id = parse_cursor(cursor, (int, str, str), "Page") or (0, "", "")
+        until = None if before is None else milliseconds(before, "before")
+        partitions = self._partitions(app_id, job)
+        rows = self._first(partitions, limit + 1, (due, partition, task_id))
+        if until is not None:
+            rows = [row for row in rows if row[0] < until]
+        page, more = rows[:limit], len(rows) > limit
+        return Page(
+            jobs=tuple(self._load([task_id for _, _, task_id in page])),
+            cursor=make_cursor(page[-1]) if more and page else None,
+        )
+
+    @reaching_broker
+    def count(
+        self,
+        *,
+        app_id: str | None = None,
+        job: str | None = None,
+        before: datetime | None = None,
+    ) -> int:
+        """How many wait; see `list` for the filters."""
+        if app_id is None and job is None and before is None:
+            return int(self._client.hlen(self._keys.waiting))
+        until = None if before is None else milliseconds(before, "before")
+        pipe = self._client.pipeline(transaction=False)
+        for partition in self._partitions(app_id, job):
+            if until is None:
+                pipe.zcard(self._keys.due(partition))
+            else:
+                pipe.zcount(self._keys.due(partition), "-inf", f"({until}")
+        return sum(pipe.execute())
+
+    @reaching_broker
+    def forecast(self, *, app_id: str | None = None, job: str | None = None) -> Forecast:
+        """How many come due in the next minute, hour, day, week, month, and later."""
+        totals = [0] * (len(_PERIODS) + 1)
+        periods = [len(_PERIODS), *_PERIODS.values()]
+        for some in chunks(self._partitions(app_id, job), _PARTITIONS):
+            counts = self._run(scripts.FORECAST, *periods, *some)
+            totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        steps = [later - earlier for earlier, later in zip([0, *totals], totals, strict=False)]
+        names = (*_PERIODS, "later")
+        return Forecast(late=self._late(app_id, job), **dict(zip(names, steps, strict=True)))
+
+    # -- steer ------------------------------------------------------------------------------
+
+    @reaching_broker
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule: CANCELLED, PROMOTED or UNKNOWN.
+
+        After CANCELLED it never runs. After PROMOTED it may be running, or have run; it has been
+        revoked in all workers, so that one that still has to start it does not.
+        """
+        steered = Steered(self._run(scripts.CANCEL, task_id).decode())
+        if steered is Steered.PROMOTED and self._revoke is not None:
+            self._revoke(task_id)
+        return steered
+
+    @reaching_broker
+    def cancel_all(self, *, app_id: str, job: str | None = None) -> int:
+        """Take all jobs of an app, or of one of its task names, out of the schedule.
+
+        In batches, so that Redis answers others meanwhile. Returns how many there were.
+        """
+        cancelled = 0
+        for partition in self._partitions(app_id, job):
+            while taken := self._run(scripts.CANCEL_SOME, partition, _BATCH):
+                cancelled += taken
+        return cancelled
+
+    @reaching_broker
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job to another time: RESCHEDULED, QUEUED (`at` is past), PROMOTED or UNKNOWN.
+
+        Raises:
+            NaiveDatetimeError, DueError: `at` is no usable time; nothing was changed.
+        """
+        due = milliseconds(due_at(at, now=EPOCH, call="reschedule"), "at")
+        return Steered(self._run(scripts.RESCHEDULE, task_id, due).decode())
+
+    @reaching_broker
+    def run_now(self, task_id: str) -> Steered:
+        """Send a job to its queue before its time: QUEUED, PROMOTED or UNKNOWN."""
+        return Steered(self._run(scripts.RESCHEDULE, task_id, 0).decode())
+
+    # -- inner ------------------------------------------------------------------------------
+
+    def _run(self, script: scripts.Script, *args: Any) -> Any:
+        return script(self._client, self._keys.fixed, [self._keys.prefix, *args])
+
+    def _partitions(self, app_id: str | None, job: str | None) -> Sequence[str]:
+        if app_id is not None and job is not None and "." in job:
+            return [partition_of(app_id, job)]
+        partitions = [name.decode() for name in self._client.zrange(self._keys.heads, 0, -1)]
+        if app_id is None and job is None:
+            return partitions
+        wanted = []
+        for partition in partitions:
+            app, name = parse_partition(partition)
+            if app_id in (None, app) and job in (None, name, name.rpartition(".")[2]):
+                wanted.append(partition)
+        return wanted
+
+    def _first(self, partitions: Sequence[str], limit: int, place: _Row) -> _Rows:
+        """The first few over all partitions, in the order of rows, reading few more than needed."""
+        heads = zip(self._page(partitions, 1, place), partitions, strict=True)
+        # Only partitions whose first is among the first `limit` can have anything among them.
+        chosen = [part for _, part in sorted((rows[0], part) for rows, part in heads if rows)][
+            :limit
+        ]
+        if not chosen:
+            return []
+        some = 2 * limit // len(chosen) + 1
+        found = dict(zip(chosen, self._page(chosen, some, place), strict=True))
+        merged = sorted(row for rows in found.values() for row in rows)
+        last = merged[limit - 1] if len(merged) >= limit else None
+        short = [
+            part
+            for part, rows in found.items()
+            if len(rows) == some < limit and (last is None or rows[-1] < last)
+        ]
+        if short:
+            found.update(zip(short, self._page(short, limit, place), strict=True))
+            merged = sorted(row for rows in found.values() for row in rows)
+        return merged[:limit]
+
+    def _page(self, partitions: Sequence[str], limit: int, place: _Row) -> Sequence[_Rows]:
+        due, own, task_id = place
+        pages = []
+        for some in chunks(partitions, max(1, min(_PARTITIONS, _ROWS // limit))):
+            where = [
+                "behind" if part < own else "within" if part == own else "from" for part in some
+            ]
+            pairs = [word for pair in zip(where, some, strict=True) for word in pair]
+            reply = self._run(scripts.PAGE, limit, due, task_id, *pairs)
+            for part, found in zip(some, reply, strict=True):
+                rows = zip(found[1::2], found[::2], strict=True)
+                pages.append([(int(score), part, name.decode()) for score, name in rows])
+        return pages
+
+    def _load(self, ids: Sequence[str]) -> Sequence[WaitingJob]:
+        """Read what waits under these ids; what was promoted meanwhile is left out."""
+        if not ids:
+            return []
+        jobs = []
+        parsed = []
+        for task_id, data in zip(ids, self._client.hmget(self._keys.waiting, ids), strict=True):
+            if data is not None:
+                parsed.append((task_id, Record.parse(task_id, data)))
+        pipe = self._client.pipeline(transaction=False)
+        for task_id, record in parsed:
+            pipe.zscore(self._keys.due(partition_of(record.app_id, record.job)), task_id)
+        for (task_id, record), due in zip(parsed, pipe.execute(), strict=True):
+            if due is not None:
+                jobs.append(
+                    WaitingJob(
+                        id=task_id,
+                        app_id=record.app_id,
+                        job=record.job,
+                        due=moment_of(int(due)),
+                        key=record.key,
+                        queue=record.queue,
+                        raw=record.message,
+                    )
+                )
+        return jobs
+
+    def _late(self, app_id: str | None, job: str | None) -> timedelta:
+        partitions = (
+            self._partitions(app_id, job) if app_id is not None or job is not None else None
+        )
+        if partitions is None:
+            heads = [
+                score for _, score in self._client.zrange(self._keys.heads, 0, 0, withscores=True)
+            ]
+        else:
+            pipe = self._client.pipeline(transaction=False)
+            for partition in partitions:
+                pipe.zscore(self._keys.heads, partition)
+            heads = [score for score in pipe.execute() if score is not None]
+        if not heads:
+            return timedelta()
+        seconds, micros = self._client.time()
+        late: int = seconds * 1000 + micros // 1000 - int(min(heads))
+        return max(timedelta(), timedelta(milliseconds=late))

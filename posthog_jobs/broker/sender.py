@@ -1,0 +1,208 @@
+"""Brings jobs and events to the broker, through Celery."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from kombu.exceptions import KombuError
+from kombu.utils.json import JSONEncoder
+from redis.exceptions import RedisError
+
+from posthog_jobs.broker.rabbitmq import REFUSALS
+from posthog_jobs.broker.records import IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.broker.transport.outcome import last_outcome
+from posthog_jobs.broker.transport.sending import is_away, sending
+from posthog_jobs.broker.waiting import Steered
+from posthog_jobs.errors import BrokerUnavailableError, PayloadTooLargeError
+from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.worker.durable_task import describe
+from posthog_jobs.worker.event_tasks import CAPTURE
+from posthog_jobs.worker.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
+from posthog_jobs.worker.tasks import task_name
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from posthog_jobs.broker.schedule import Schedule
+    from posthog_jobs.jobs.message import JobMessage
+
+_encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
+
+
+def measure(payload: object, largest: int) -> int:
+    """Return the size of a payload as JSON, in bytes.
+
+    Args:
+        payload: what shall travel, checked.
+        largest: the setting `posthog_jobs_max_payload_bytes`.
+
+    Raises:
+        PayloadTooLargeError: it is larger.
+    """
+    size = len(_encode(payload))
+    if size > largest:
+        raise PayloadTooLargeError(
+            f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
+            "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
+        )
+    return size
+
+
+class JobSender:
+    """Brings jobs and events to the broker, through Celery."""
+
+    __slots__ = ("_app", "_options")
+
+    def __init__(self, app: Celery) -> None:
+        self._app: Final = app
+        self._options: dict[str, Any] | None = None  # known once something has been sent
+
+    def now(self) -> datetime:
+        """Return the present, in UTC."""
+        return datetime.now(UTC)
+
+    def measure(self, payload: object) -> int:
+        """Return the size of a payload as JSON, in bytes.
+
+        Raises:
+            PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
+        """
+        return measure(payload, self._app.runtime.settings.max_payload_bytes)
+
+    def check_delay(self, seconds: float) -> None:
+        """Refuse a delay, in seconds, that the broker cannot hold.
+
+        Raises:
+            DelayTooLongError: the broker is RabbitMQ, and the delay over 2^28 - 1 seconds.
+        """
+        self._app.check_delay(seconds)
+
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
+        """Enqueue a job.
+
+        Returns:
+            The id of what waits or runs now, and when it is due: those of the job that waited
+            under the key, if that was kept.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+            UnsupportedByBrokerError: the job has a key, and the broker is not Redis.
+        """
+        headers = {}
+        if message.key is not None:
+            schedule = self._app.schedule  # which only Redis has
+            headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
+            last_outcome.set(None)
+        absent = message.payload is ABSENT
+        args = (message.app_id,) if absent else (message.app_id, message.payload)
+        self._publish(
+            task_name(message.app_name, message.job_name),
+            args,
+            describe(message.app_id, None if absent else message.payload_bytes),
+            task_id=message.id,
+            eta=message.eta,
+            countdown=message.countdown,
+            headers=headers,
+        )
+        outcome = last_outcome.get() if message.key is not None else None
+        if outcome is None or outcome.id == message.id:
+            return message.id, message.due
+        kept = schedule.get(outcome.id)
+        return outcome.id, message.due if kept is None else kept.due
+
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule, or revoke it in all workers."""
+        schedule: Schedule = self._app.schedule
+        steered = schedule.cancel(task_id)
+        if steered is Steered.UNKNOWN:  # it was due at once, and so never in the schedule
+            self._app.control.revoke(task_id)
+        return steered
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job that waits."""
+        schedule: Schedule = self._app.schedule
+        return schedule.reschedule(task_id, at)
+
+    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
+        """Enqueue an event for the hooks.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id=task_id)
+
+    def flush_export(self, app_id: str, delay: float) -> None:
+        """Have a worker flush an installation's buffer, and not at the time that was set before.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        options = {"task_id": str(uuid4()), "countdown": delay}
+        self._publish(FLUSH_EXPORT, (app_id,), describe(app_id, None), **options)
+
+    def export_events(
+        self,
+        app_id: str,
+        events: list[dict[str, Any]],
+        task_id: str,
+        *,
+        delay: float = 0,
+        retries: int = 0,
+    ) -> None:
+        """Have a worker export a batch, which has been tried so many times.
+
+        Raises:
+            BrokerUnavailableError: the broker did not take it.
+        """
+        argsrepr = describe(app_id, len(_encode(events)))
+        options = {"task_id": task_id, "countdown": delay, "retries": retries}
+        self._publish(EXPORT_EVENTS, (app_id, events), argsrepr, **options)
+
+    def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
+        timeout = self._app.settings.enqueue_timeout
+        with sending(timeout) as message:
+            try:
+                self._app.tasks[name].apply_async(
+                    args, argsrepr=argsrepr, **(self._options or {}), **options
+                )
+                if self._options is None:
+                    self._options = self._short_cut()
+            except (KombuError, RedisError, OSError, *REFUSALS) as error:
+                with self._app.connection_for_write() as connection:
+                    url = connection.as_uri()  # with its password masked
+                    redis = connection.transport.driver_type == "redis"
+                outcome = "; nothing was enqueued"
+                if message.unanswered or not redis:
+                    outcome = (
+                        f"; whether it has {options['task_id']} is not known, since its answer was "
+                        "lost"
+                    )
+                did, fix = f"did not take {name} within {timeout:g} s", "see that it runs"
+                if not is_away(error):
+                    did, fix = f"refuses {name}", "see to what it says"
+                why = str(error).rstrip(".")
+                raise BrokerUnavailableError(
+                    f"the broker {url} {did}: {why}{outcome}; {fix}, and that broker_url is right",
+                    uncertain=message.unanswered or not redis,
+                ) from error
+
+    def _short_cut(self) -> dict[str, Any]:
+        """Return what spares Celery a tenth of each publish, now that one has been made.
+
+        Where all jobs go straight to its default queue on Redis, that need not be looked up, and
+        what the first one declared is there.
+        """
+        conf = self._app.conf
+        if (
+            conf.task_routes
+            or conf.task_queues
+            or conf.task_annotations
+            or conf.task_default_exchange_type != "direct"
+        ):
+            return {}
+        with self._app.connection_for_write() as connection:
+            if connection.transport.driver_type != "redis":
+                return {}
+        return {"queue": self._app.amqp.default_queue, "declare": ()}

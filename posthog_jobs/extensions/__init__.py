@@ -1,1 +1,0 @@
-"""What `meta` offers besides jobs, one file each."""

@@ -1,0 +1,1 @@
+"""What hooks are called with, and when: events, exports, ticks."""

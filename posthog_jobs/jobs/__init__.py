@@ -1,0 +1,1 @@
+"""A job: what an app exports, how it is triggered, and how it is run."""

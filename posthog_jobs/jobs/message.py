@@ -1,0 +1,94 @@
+"""A job on its way to a worker, and who brings it to the broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from posthog_jobs.broker.waiting import Steered
+    from posthog_jobs.jobs.lane import Lane
+
+
+class Absent:
+    """The type of `ABSENT`, which stands for no payload, as no value of an app can."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = Absent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobMessage:
+    """A job on its way to a worker.
+
+    Attributes:
+        id: the task id.
+        app_id: the installation that runs it.
+        app_name: the app that exports it.
+        job_name: the exported name.
+        payload: its payload, or ABSENT.
+        payload_bytes: the payload's size as JSON.
+        due: when it shall run, in UTC.
+        eta: the same for `run_at`, else None.
+        countdown: seconds until then for `run_in`, else None.
+        key: at most one job of the app and name waits under it, if it has one.
+        if_waiting: what becomes of one that waits under it already: `replace` it, or `keep` it
+            and do not send this one.
+    """
+
+    id: str
+    app_id: str
+    app_name: str
+    job_name: str
+    payload: Any = field(repr=False)
+    payload_bytes: int
+    due: datetime
+    eta: datetime | None = None
+    countdown: float | None = None
+    key: str | None = None
+    if_waiting: str = "replace"
+
+
+class Sender(Protocol):
+    """What brings a job to the broker."""
+
+    def now(self) -> datetime:
+        """Return the present, in UTC, from which durations count."""
+
+    def measure(self, payload: object) -> int:
+        """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
+
+    def check_delay(self, seconds: float) -> None:
+        """Raise DelayTooLongError for a delay that the broker cannot hold."""
+
+    def send(self, message: JobMessage) -> tuple[str, datetime]:
+        """Enqueue a job; raise BrokerUnavailableError if that cannot be done.
+
+        Returns:
+            The id that waits, or runs, now, and when it is due: the job's own, or those of the
+            one that waited under its key and was kept.
+        """
+
+    def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
+        """Enqueue a checked event of this size; raise BrokerUnavailableError if that fails."""
+
+    def cancel(self, task_id: str) -> Steered:
+        """Take a job out of the schedule."""
+
+    def reschedule(self, task_id: str, at: datetime) -> Steered:
+        """Move a job that waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """How jobs get to the broker: by whom, and on which thread for coroutines."""
+
+    sender: Sender
+    lane: Lane

@@ -1,0 +1,1 @@
+"""`meta`, what an app's code is given, and its extensions."""

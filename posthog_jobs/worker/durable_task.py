@@ -1,0 +1,235 @@
+"""The task that all of ours are: its message stays on the broker until it has run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from celery import Task
+from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
+from redis.exceptions import RedisError
+
+from posthog_jobs.broker.records import (
+    DUE_HEADER,
+    ERROR_HEADER,
+    IF_WAITING_HEADER,
+    KEPT_KEY_HEADER,
+    KEY_HEADER,
+    SENT_HEADER,
+)
+from posthog_jobs.broker.transport.sending import is_away
+from posthog_jobs.errors import (
+    AppDisabledError,
+    AppExitError,
+    AppMemoryError,
+    AppRemovedError,
+    AppSetupError,
+    RetriesExhaustedError,
+)
+from posthog_jobs.jobs.execution import in_worker
+from posthog_jobs.jobs.retry import LOAD_AGAIN, UNTIL_THERE, delay_after
+from posthog_jobs.jobs.running import current_task_id
+from posthog_jobs.redaction import redact
+from posthog_jobs.worker.job_ends import SentAgain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery.app.task import Context
+
+    from posthog_jobs.jobs.retry import Policy
+
+logger = logging.getLogger(__name__)
+
+#: How often a message waited for its app; apart from Celery's count of the job's own retries.
+WAITED: Final = "posthog_jobs_waited"
+
+_LONGEST_ERROR: Final = 500
+
+
+class PlainTask(Task):
+    """Any other Celery task of the app; it is kept as failed where it is acknowledged late."""
+
+    Request = "posthog_jobs.worker.requests:KeepingRequest"
+    abstract = True
+
+
+class DurableTask(Task):
+    """A task whose message stays on the broker until it has run, and shows no contents."""
+
+    Request = "posthog_jobs.worker.requests:DiscreetRequest"
+    abstract = True
+    acks_late = True
+    acks_on_failure = True  # which is how a failed one is kept
+    acks_on_timeout = True
+    reject_on_worker_lost = True
+    retry_on_worker_lost = False
+    ignore_result = True
+    serializer = "json"
+    typing = False  # meta.jobs checks calls, and says what is wrong with them
+    #: The names of app and job that logs and metrics have; a hook's task is of no one app.
+    app_name: str | None = None
+    job_name: str | None = None
+    max_retries = None  # the retry policies count
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, *arguments: Any, **options: Any
+    ) -> Any:
+        """Send the task, as Celery's own does, with its arguments described by their size."""
+        if "argsrepr" not in options:
+            options["argsrepr"] = self.describe(args or ())
+        options.setdefault("kwargsrepr", "{}")
+        options["headers"] = {**(options.get("headers") or {}), **self.headers_of(args or ())}
+        return super().apply_async(args, kwargs, *arguments, **options)
+
+    def describe(self, args: Any) -> str:
+        """Return what logs and Flower may show of the arguments."""
+        return f"(<{len(dumps(args))} bytes>)"
+
+    def headers_of(self, args: Any) -> dict[str, Any]:  # noqa: ARG002  # subclasses use it
+        """Return the headers that each message of the task has."""
+        return {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; what Celery would take for the end of its worker is a failure of the app.
+
+        Raises:
+            AppMemoryError, AppExitError: the app's code ran out of memory, or raised what is no
+                Exception, such as KeyboardInterrupt.
+        """
+        request = self.request
+        token, end = current_task_id.set(request.id), None
+        try:
+            if request.called_directly:
+                return super().__call__(*args, **kwargs)
+            end = self._begin(request)
+            return self.run(*args, **kwargs)
+        except MemoryError as error:
+            raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
+        except (Exception, SystemExit):
+            raise
+        except BaseException as error:
+            raise AppExitError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        finally:
+            if end is not None:
+                end()
+            current_task_id.reset(token)
+
+    def accepts(self, args: Any, kwargs: Any) -> bool:  # noqa: ARG002  # subclasses use it
+        """Tell whether a message's arguments are of this task's shape."""
+        return not kwargs
+
+    def _begin(self, request: Context) -> Callable[[], None] | None:
+        """Note that this is a worker; end here if the task was revoked while it was queued in it.
+
+        Celery looks when it hands a task to its pool. In a pool of threads that is before one of
+        them is free.
+
+        A message that was delivered before is counted, since its job may be what ends workers.
+
+        Returns:
+            What must be called when the task has ended, if anything.
+
+        Raises:
+            Ignore: it was revoked.
+            WorkerLostTooOftenError: its worker died too often.
+        """
+        in_worker.set(True)
+        state = sys.modules.get("celery.worker.state")  # which only a worker has imported
+        if state is not None and request.id in state.revoked:
+            logger.info("Discarding revoked task: %s[%s]", self.name, request.id)
+            raise Ignore
+        if (request.delivery_info or {}).get("redelivered"):
+            end: Callable[[], None] | None = self.app.deliveries.start(self.name, request.id)
+            return end
+        return None
+
+    def again(
+        self,
+        reason: Exception,
+        policy: Policy,
+        attempt: int,
+        headers: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> NoReturn:
+        """Send the message again, due later, and let this delivery be acknowledged.
+
+        Raises:
+            SentAgain: it was sent.
+            Reject: the broker is away; this delivery is not acknowledged, and comes again.
+            RetriesExhaustedError: the policy has no retry left.
+        """
+        delay = delay_after(reason, policy, attempt)
+        if delay is None:
+            raise RetriesExhaustedError(
+                f"{self.name} gave up after {attempt + 1} attempts: {reason}"
+            ) from reason
+        request = self.request
+        logger.warning("%s[%s] runs again in %g s: %s", self.name, request.id, delay, reason)
+        known = {**(request.headers or {}), **(headers or {}), ERROR_HEADER: described(reason)}
+        if KEY_HEADER in known:
+            known[KEPT_KEY_HEADER] = known[KEY_HEADER]
+        # without its key, under which another job may wait by now
+        headers = {
+            name: value
+            for name, value in known.items()
+            if name not in (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
+        }
+        signature = self.signature_from_request(
+            request, countdown=delay, argsrepr=request.argsrepr, headers=headers, **options
+        )
+        send_or_requeue(signature.apply_async)
+        raise SentAgain(delay) from reason
+
+    def wait_for_app(self, reason: Exception) -> NoReturn:
+        """Send the message again, due later, because its app is not there now.
+
+        Raises:
+            SentAgain: it was sent.
+            Exception: the reason, when it waited for 10 minutes, or waiting is of no use.
+        """
+        waited = int((self.request.headers or {}).get(WAITED, 0))
+        definite = isinstance(reason, AppDisabledError | AppRemovedError) or (
+            isinstance(reason, AppSetupError) and reason.final
+        )
+        if definite or UNTIL_THERE.delay(waited) is None:
+            raise reason
+        self.again(reason, UNTIL_THERE, waited, {WAITED: waited + 1}, retries=self.request.retries)
+
+    def wait_for_server(self, reason: Exception) -> NoReturn:
+        """Send the message again, due later, because a server that it needs does not answer.
+
+        Raises:
+            SentAgain: it was sent.
+        """
+        retries = self.request.retries
+        self.again(reason, LOAD_AGAIN, retries, retries=retries + 1)
+
+
+def send_or_requeue(send: Callable[[], object]) -> None:
+    """Send what shall run later; if the broker is away, what runs now is to run again instead.
+
+    Raises:
+        Reject: the broker is away; this delivery is not acknowledged, and comes again.
+    """
+    try:
+        send()
+    except (OperationalError, RedisError, OSError) as error:
+        if not is_away(error):
+            raise
+        # kept unacknowledged: Celery logs this, and it comes again when the broker is back
+        raise Reject(f"the broker is away: {error}", requeue=True) from error
+
+
+def describe(app_id: object, size: int | None) -> str:
+    """Return what logs and Flower show of a job's arguments."""
+    return f"({app_id!r},)" if size is None else f"({app_id!r}, <{size} bytes>)"
+
+
+def described(error: Exception) -> str:
+    """Return what a waiting message says of the error before: its class and message, shortened."""
+    text = redact(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate could not be printed

@@ -1,0 +1,318 @@
+"""Runs jobs and hooks by app id: what an app needs at run time, put together once per process."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from posthog_jobs.apps.lifecycle import Lifecycle
+from posthog_jobs.apps.registry import Roster
+from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
+from posthog_jobs.hooks.chain import on_event, process_event, process_events
+from posthog_jobs.hooks.events import check_event
+from posthog_jobs.hooks.exports import Exporter, ExportSender
+from posthog_jobs.jobs.execution import call
+from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.message import ABSENT, Outbox, Sender
+from posthog_jobs.jobs.ready_job import BY_HAND, ReadyJob, call_of, check_call
+from posthog_jobs.meta.metas import Metas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from posthog_jobs.apps.installation import Installation, Installations
+    from posthog_jobs.apps.store import InstallationStore
+    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.jobs.running import Delivery
+    from posthog_jobs.meta.meta import Meta
+    from posthog_jobs.settings import Settings
+
+
+class AppSender(Sender, ExportSender, Protocol):
+    """What brings all that apps cause to the broker."""
+
+
+class Runtime:
+    """The installations of a process, and what runs their code.
+
+    Attributes:
+        settings: the settings that it was made from.
+        roster: who is installed.
+        metas: builds what apps are given, and reads what they have recorded.
+        outbox: publishes.
+        server: where `meta.cache` and `meta.storage` live.
+    """
+
+    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "roster", "server", "settings")
+
+    def __init__(
+        self,
+        settings: Settings,
+        sender: AppSender,
+        server: RedisServer,
+        store: InstallationStore | None = None,
+    ) -> None:
+        """Load the apps of the configuration; one that cannot be loaded is logged and left out.
+
+        Args:
+            settings: what is configured.
+            sender: publishes.
+            server: where `meta.cache` and `meta.storage` live.
+            store: where more installations live; read when the first is asked for.
+        """
+        self.settings: Final = settings
+        self.roster: Final = Roster(settings, store, self._retire)
+        self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
+        self.server: Final = server
+        self.metas: Final = Metas(settings, server, self.outbox)
+        self._lifecycle: Final = Lifecycle(
+            self.metas.build,
+            self.roster.known.is_current,
+            before_end=self._export_rest,
+            after_end=self._purge_rest,
+        )
+        self._exporter: Final = Exporter(sender, server)
+
+    @property
+    def installations(self) -> Installations:
+        """Who is installed, as of now."""
+        return self.roster.current
+
+    def meta(self, app_id: str, *, set_up: bool = False) -> Meta:
+        """Return an installation's meta, to trigger its jobs from outside of its hooks.
+
+        Args:
+            app_id: which one.
+            set_up: whether its `setup_plugin` has to have run, as for its own code.
+
+        Raises:
+            UnknownAppError, AppLoadError, AppDisabledError: it cannot run.
+            AppSetupError: `setup_plugin` failed.
+        """
+        return self._lifecycle.meta(self.roster.get(app_id), set_up=set_up)
+
+    def job(
+        self,
+        app_name: str,
+        job_name: str,
+        app_id: str,
+        payload: object = ABSENT,
+        delivery: Delivery = BY_HAND,
+    ) -> ReadyJob:
+        """Return what runs a job here and waits for its end, with its app set up.
+
+        Args:
+            app_name: the app that the job is of.
+            job_name: the name that it is exported under.
+            app_id: the installation that shall run it.
+            payload: its payload, or ABSENT.
+            delivery: what its message says of this run.
+
+        Returns:
+            What must be called, once: until it has ended, the app is not torn down.
+
+        Raises:
+            AppError, UnknownJobError: the app or the job is not there now.
+            PayloadRefusedError: its function does not take the payload any more, or needs one.
+        """
+        installation = self.roster.get(app_id)
+        definition = installation.definition
+        if definition.name != app_name:
+            raise UnknownAppError(
+                f"app id {app_id!r} is now an install of {definition.name!r}, not of {app_name!r}; "
+                "install the app that the job is of under this id again"
+            )
+        job = definition.jobs.get(job_name)
+        if job is None:
+            raise UnknownJobError(
+                f"app {app_name!r} (app id {app_id!r}) exports no job {job_name!r} any more; it "
+                f"exports: {', '.join(definition.jobs) or 'none'}"
+            )
+        check_call(job, payload, app_id)
+        meta, release = self._lifecycle.hold(installation)
+        return ReadyJob(job.retry, call_of(job, payload, meta, delivery, release))
+
+    def hook(self, app_id: str, name: str) -> Callable[[], None] | None:
+        """Return what runs a hook that takes `meta` alone; None if the app has no such hook.
+
+        Calling it raises AppSetupError if the app cannot be set up now.
+
+        Raises:
+            AppError: the app is not there now.
+        """
+        installation = self.roster.get(app_id)
+        function = installation.definition.hooks.get(name)
+        if function is None:
+            return None
+
+        def run() -> None:
+            with self._lifecycle.holding() as meta:
+                call(function, meta(installation))
+
+        return run
+
+    def pool_limit(self, app_id: str, job_name: str) -> float | None:
+        """Return the seconds after which the pool must end a job; None if it need not."""
+        try:
+            job = self.roster.known.get(app_id).definition.jobs.get(job_name)
+        except AppError:
+            return None
+        return None if job is None or job.is_async else job.time_limit
+
+    def is_exported(self, app_name: str, job_name: str) -> bool:
+        """Tell whether an installed app of this name exports a job of this name."""
+        definition = self.installations.definition(app_name)
+        return definition is not None and job_name in definition.jobs
+
+    def app_name(self, app_id: str) -> str:
+        """Return the name of an installation's app; empty if it is not there, or disabled."""
+        try:
+            return self.installations.get(app_id).definition.name
+        except AppError:
+            return ""
+
+    def process_event(self, event: object) -> dict[str, Any] | None:
+        """Pass an event through the `process_event` hooks of its team, in this process.
+
+        Returns:
+            The event that came out, or None if a hook dropped it.
+
+        Raises:
+            EventError, PayloadError: it is no event; no hook has run.
+        """
+        checked = check_event(event, default_team_id=self.settings.default_team_id)
+        installations = self.installations.of_team(checked["team_id"])
+        with self._lifecycle.holding() as meta:
+            return process_event(checked, installations, meta)
+
+    def process_events(self, events: Iterable[object]) -> list[dict[str, Any]]:
+        """Pass events through the hooks of their teams, in this process.
+
+        Returns:
+            The events that came out, team by team.
+
+        Raises:
+            EventError, PayloadError: one is no event; no hook has run.
+        """
+        teams: dict[int, list[dict[str, Any]]] = {}
+        for event in events:
+            checked = check_event(event, default_team_id=self.settings.default_team_id)
+            teams.setdefault(checked["team_id"], []).append(checked)
+        with self._lifecycle.holding() as meta:
+            return [
+                processed
+                for team_id, batch in teams.items()
+                for processed in process_events(batch, self.installations.of_team(team_id), meta)
+            ]
+
+    def on_event(
+        self,
+        event: dict[str, Any],
+        retry: Callable[[Installation, Exception], None],
+        app_id: str | None = None,
+    ) -> None:
+        """Show a processed event to the hooks for it of its team, or of one installation.
+
+        Raises:
+            UnknownAppError, AppLoadError, AppDisabledError: that installation cannot run.
+        """
+        installations = (
+            self.installations.of_team(event["team_id"])
+            if app_id is None
+            else [self.roster.get(app_id)]
+        )
+        with self._lifecycle.holding() as meta:
+            on_event(event, installations, meta, retry)
+
+    def export(self, event: dict[str, Any]) -> None:
+        """Put a processed event into the buffers of those of its team that export it.
+
+        Raises:
+            BrokerUnavailableError: it is not in all of them, and cannot be sent.
+        """
+        self._exporter.add(event, self.installations.of_team(event["team_id"]))
+
+    def batch(self, app_id: str, events: list[dict[str, Any]]) -> Callable[[], None]:
+        """Return what runs an installation's `export_events` on a batch, with its app set up.
+
+        Returns:
+            What must be called, once: until it has ended, the app is not torn down.
+
+        Raises:
+            AppError, UnknownJobError: the app or the hook is not there now.
+        """
+        installation = self.roster.get(app_id)
+        hook = installation.definition.hooks.get("export_events")
+        if hook is None:
+            raise UnknownJobError(
+                f"app {installation.definition.name!r} (app id {app_id!r}) has no hook "
+                "export_events any more; add it again, or discard the batch"
+            )
+        # a copy, since a retry sends the batch as it came
+        own = copy.deepcopy(events)
+        meta, release = self._lifecycle.hold(installation)
+
+        def run() -> None:
+            try:
+                call(hook, own, meta)
+            finally:
+                release()
+
+        return run
+
+    def flush_export(self, app_id: str, owner: str) -> None:
+        """Send what is full or due in an installation's buffer, whether it is there or not.
+
+        Args:
+            app_id: the installation's id.
+            owner: the id of this attempt; the same one when it is made again.
+
+        Raises:
+            StoreUnavailableError, BrokerUnavailableError: not now; nothing is lost.
+        """
+        try:
+            installation = self.roster.get(app_id)
+        except AppError:
+            installation = None
+        self._exporter.flush(app_id, installation, owner)
+
+    def look_for_exports(self) -> None:
+        """Send the flush of each buffer whose own was lost.
+
+        Raises:
+            StoreUnavailableError, BrokerUnavailableError, ConfigurationError: not now.
+        """
+        self._exporter.look(self.installations)
+
+    def drop_exports(self, app_id: str) -> None:
+        """Delete what an installation has buffered for its `export_events`.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        self._exporter.drop(app_id)
+
+    def tear_down(self) -> None:
+        """Export what this process has buffered; run `teardown_plugin` of all it has set up."""
+        self._exporter.drain_all(self.batch)
+        self._lifecycle.tear_down()
+
+    def _retire(self, installation: Installation) -> None:
+        self._lifecycle.retire(installation)
+
+    def _export_rest(self, installation: Installation, meta: Meta) -> None:
+        """Export what an installation has buffered with its old version, which is about to end."""
+        hook = installation.definition.hooks.get("export_events")
+        if hook is not None:
+            self._exporter.drain(
+                installation, lambda _, events: partial(call, hook, copy.deepcopy(events), meta)
+            )
+
+    def _purge_rest(self, installation: Installation) -> None:
+        """Delete what an installation has written after it was uninstalled with all it kept."""
+        known = self.roster.known
+        if known.is_purged(installation.id):
+            self.roster.refresh(ask=True)  # by now the id may be installed again
+        if known.is_purged(installation.id):
+            self.metas.purge(installation.id)

@@ -1,0 +1,82 @@
+"""The Celery task of a job, and how a task is named."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kombu.utils.json import dumps
+
+from posthog_jobs.broker.records import APP_HEADER, DUE_HEADER, KEPT_KEY_HEADER, KEY_HEADER
+from posthog_jobs.errors import AppError, RetryError, UnknownJobError
+from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.running import Delivery
+from posthog_jobs.worker.durable_task import DurableTask, describe
+
+if TYPE_CHECKING:
+    from celery.app.task import Context
+
+
+def task_name(app_name: str, job_name: str) -> str:
+    """Return the name of a job's task, as `task_routes` and Flower have it."""
+    return f"posthog_jobs.{app_name}.{job_name}"
+
+
+def parse_task_name(name: str) -> tuple[str, str] | None:
+    """Return the app's and the job's name; None for a task that is no job's."""
+    match name.split("."):
+        case ["posthog_jobs", app_name, job_name]:
+            return app_name, job_name
+    return None
+
+
+class JobTask(DurableTask):
+    """One exported job. Which function it calls is looked up when it runs, by app id."""
+
+    Request = "posthog_jobs.worker.requests:LimitedRequest"
+    abstract = True
+    app_name: str
+    job_name: str
+
+    def run(self, app_id: str, payload: object = ABSENT) -> None:
+        """Run the job; again later if it raises `RetryError` or its app is not there."""
+        try:
+            job = self.app.runtime.job(
+                self.app_name, self.job_name, app_id, payload, _delivery(self.request)
+            )
+        except (AppError, UnknownJobError) as error:
+            self.wait_for_app(error)
+        try:
+            job()
+        except RetryError as error:
+            retries = self.request.retries
+            self.again(error, job.retry, retries, retries=retries + 1)
+
+    def accepts(self, args: Any, kwargs: Any) -> bool:
+        """Tell whether the arguments are an app id, and perhaps a payload."""
+        return not kwargs and len(args) in (1, 2) and isinstance(args[0], str)
+
+    def headers_of(self, args: Any) -> dict[str, Any]:
+        """Return the app id, by which the schedule and failed jobs are listed."""
+        return {APP_HEADER: args[0]}
+
+    def describe(self, args: Any) -> str:
+        """Return the app id, and the payload's size if there is one."""
+        app_id, *payload = args
+        return describe(app_id, len(dumps(payload[0])) if payload else None)
+
+
+def _delivery(request: Context) -> Delivery:
+    """Return what a job's message says of this run."""
+    headers = request.headers or {}
+    due = request.eta  # of a job that waited on RabbitMQ
+    if DUE_HEADER in headers:
+        due = datetime.fromtimestamp(headers[DUE_HEADER] / 1000, UTC)
+    elif due is not None:
+        due = datetime.fromisoformat(due)
+    return Delivery(
+        id=request.id,
+        attempt=request.retries + 1,
+        due=due,
+        key=headers.get(KEY_HEADER) or headers.get(KEPT_KEY_HEADER),
+    )
