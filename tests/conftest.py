@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: The apps that the workers of the tests have installed.
 APPS: dict[str, Any] = {
-    "recorder": {"module": "tests.apps.recorder", "config": {"greeting": "hello"}},
-    "second": {"module": "tests.apps.recorder", "config": {"greeting": "again"}, "team_id": 2},
+    "recorder": {"module": "tests.samples.recorder", "config": {"greeting": "hello"}},
+    "second": {"module": "tests.samples.recorder", "config": {"greeting": "again"}, "team_id": 2},
 }
 
 

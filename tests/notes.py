@@ -1,4 +1,4 @@
-"""Reads what the recorder app (`tests.apps.recorder`) has noted."""
+"""Reads what the recorder app (`tests.samples.recorder`) has noted."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from posthog_jobs.errors import AppConfigError, RetryError, StoreUnavailableErro
 from posthog_jobs.meta.posthog import PostHog
 from posthog_jobs.meta.storage import Storage
 from posthog_jobs.testing import AppTester
+from tests.acceptance.test_ticks import quiet_moment
 from tests.endpoint import Answer, Endpoint
 from tests.nodes import HOST, closed_port
 from tests.notes import notes, wait_for
-from tests.test_ticks import quiet_moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,7 +276,7 @@ class TestWorker:
             "broker_transport_options": {"visibility_timeout": lease},
             "posthog_jobs_apps": {
                 "stars": {"module": "examples.github_stars", "config": config},
-                "recorder": "tests.apps.recorder",
+                "recorder": "tests.samples.recorder",
             },
         }
 

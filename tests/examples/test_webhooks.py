@@ -17,8 +17,8 @@ from posthog_jobs.errors import AppConfigError, RetriesExhaustedError
 from posthog_jobs.testing import AppTester, create_event
 from tests.endpoint import Answer, Endpoint
 from tests.nodes import poll
-from tests.test_cli_apps import run as run_apps
-from tests.test_cli_jobs import run as run_jobs
+from tests.operate.test_cli_apps import run as run_apps
+from tests.operate.test_cli_jobs import run as run_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
