@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 
 from posthog_jobs.broker import scripts
-from posthog_jobs.broker.failure import Failure
+from posthog_jobs.broker.failure import FailedJob
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.reasons import reason_of
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.broker.transport.dead_letters import DeadLetters
 from posthog_jobs.broker.transport.line import Line
+from posthog_jobs.worker.job_ends import reason_of
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs
@@ -46,10 +46,10 @@ class Broken:
     def settle(self, tag: str, raw: bytes, error: Exception) -> str:
         """Let the message fail with an error; its id."""
         letters = DeadLetters(self.keys, self.keys.inflight(LEASE), self.most)
-        failure = Failure.of(
+        failure = FailedJob.of(
             json.loads(raw)["headers"],
             fallback_id="none",
-            reason=reason_of(error).value,
+            reason=reason_of(error),
             error=error,
             traceback="Traceback …",
             worker="w@test",

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from uuid import uuid4
 
 from posthog_jobs.broker import scripts
-from posthog_jobs.broker.failed import FailedCount, FailedJob, FailedPage, details_of
-from posthog_jobs.broker.failure import OPEN, REPLAYED, Failure
+from posthog_jobs.broker.failure import (
+    OPEN,
+    REPLAYED,
+    FailedCount,
+    FailedJob,
+    FailedPage,
+    Reason,
+)
 from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
 from posthog_jobs.broker.reaching import reaching_broker
-from posthog_jobs.broker.reasons import Reason
 from posthog_jobs.broker.records import parse_netstrings, take
 from posthog_jobs.broker.replay import replayed
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR
@@ -293,15 +298,15 @@ class Failures:
         return list(zip(*pipe.execute(), strict=True))
 
     def _replay(self, task_id: str, record: bytes, held: bytes) -> tuple[bytes, str]:
-        failure = Failure(**details_of(record))
+        queue, raw = take(held)
+        failure = FailedJob.parse(record, 0, raw=raw)
         if failure.replayed_as is not None:
             raise ReplayError(
                 f"{task_id} was replayed already, as {failure.replayed_as}; if that failed too, "
                 "replay it under that id"
             )
-        queue, raw = take(held)
         new_id = str(uuid4())
-        message = replayed(FailedJob.parse(record, 0, raw=raw), new_id)
+        message = replayed(failure, new_id)
         args = (scripts.REPLAY, task_id, record, failure.replayed(new_id).record, message)
         status: bytes
         if self._send is None:

@@ -17,7 +17,7 @@ from posthog_jobs.broker.transport.dead_letters import KEPT_FOR, TRIM, warn_of_d
 if TYPE_CHECKING:
     from kombu import Queue
 
-    from posthog_jobs.broker.failure import Failure
+    from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.celery import PostHogJobs
 
@@ -45,7 +45,7 @@ class FailuresBeside:
         self._app: Final = app
         self._server: Final = server
 
-    def keep(self, failure: Failure, message: Any) -> None:
+    def keep(self, failure: FailedJob, message: Any) -> None:
         """Keep a message that failed and is not acknowledged yet.
 
         A worker that is killed between the two has it delivered again, and keeps it once: by its

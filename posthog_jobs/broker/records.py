@@ -27,6 +27,8 @@ SENT_HEADER = "posthog_jobs_sent"
 #: What a job raised at its last attempt, and the key that it waited under before that.
 ERROR_HEADER = "posthog_jobs_error"
 KEPT_KEY_HEADER = "posthog_jobs_kept_key"
+#: The id of the failed job that a message is a replay of.
+REPLAY_HEADER = "posthog_jobs_replay_of"
 
 #: More than any payload nests (`posthog_jobs.jobs.payload`), with the lists and objects around it.
 MAX_DEPTH = 220

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from posthog_jobs.broker.failure import REPLAY_HEADER
 from posthog_jobs.broker.records import (
     DUE_HEADER,
     ERROR_HEADER,
     IF_WAITING_HEADER,
     KEY_HEADER,
+    REPLAY_HEADER,
     SENT_HEADER,
     dumps,
 )
@@ -17,7 +17,7 @@ from posthog_jobs.errors import ReplayError
 from posthog_jobs.worker.durable_task import WAITED
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.failed import FailedJob
+    from posthog_jobs.broker.failure import FailedJob
 
 #: Headers that a replay does not take over.
 _DROPPED: Final = (

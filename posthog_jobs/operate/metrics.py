@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from redis.exceptions import RedisError
 
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.errors import UnsupportedByBrokerError
 from posthog_jobs.operate.backlog import read_backlog
 from posthog_jobs.operate.metric_labels import OTHER, UNKNOWN, MetricLabels

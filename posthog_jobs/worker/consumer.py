@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 
 import posthog_jobs.worker.control  # noqa: F401  # registers what workers answer to `jobs doctor`
 from posthog_jobs.apps.feed import INTERVAL
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
-from posthog_jobs.broker.reasons import Reason
 from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.errors import (

@@ -7,15 +7,24 @@ from enum import Enum
 from time import time
 from typing import TYPE_CHECKING, Final
 
-from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
+from celery.exceptions import (
+    Ignore,
+    NotRegistered,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 
-from posthog_jobs.broker.reasons import reason_of
+from posthog_jobs import errors
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.records import DUE_HEADER, SENT_HEADER
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from posthog_jobs.broker.reasons import Reason
     from posthog_jobs.worker.requests import DiscreetRequest
 
 
@@ -138,3 +147,31 @@ def result_of(error: BaseException) -> tuple[Result, Reason | None, float | None
     if isinstance(error, _LOST) or (isinstance(error, Reject) and error.requeue):
         return Result.LOST, None, None
     return Result.FAILED, reason_of(error), None
+
+
+#: The first class that an exception is of decides.
+_REASONS: Final = (
+    (errors.RetriesExhaustedError, Reason.RETRIES_EXHAUSTED),
+    (errors.JobTimeLimitError, Reason.TIME_LIMIT),
+    (TimeLimitExceeded, Reason.TIME_LIMIT),
+    (SoftTimeLimitExceeded, Reason.TIME_LIMIT),
+    (errors.WorkerLostTooOftenError, Reason.WORKER_LOST),
+    (WorkerLostError, Reason.WORKER_LOST),
+    (errors.AppDisabledError, Reason.APP_DISABLED),
+    (errors.AppRemovedError, Reason.APP_REMOVED),
+    (errors.AppLoadError, Reason.APP_BROKEN),
+    (errors.AppConfigError, Reason.APP_BROKEN),
+    (errors.AppSetupError, Reason.APP_BROKEN),
+    (errors.UnknownAppError, Reason.UNKNOWN_APP),
+    (errors.UnknownJobError, Reason.UNKNOWN_JOB),
+    (NotRegistered, Reason.UNKNOWN_JOB),
+    (errors.PayloadRefusedError, Reason.PAYLOAD_REFUSED),
+)
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Return why a job that raised this is kept as failed."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return Reason.EXCEPTION

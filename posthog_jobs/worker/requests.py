@@ -11,20 +11,19 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded
 from celery.utils.log import get_logger
 
-from posthog_jobs.broker.failure import Failure
-from posthog_jobs.broker.reasons import reason_of
+from posthog_jobs.broker.failure import FailedJob
 from posthog_jobs.broker.records import APP_HEADER
 from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.redaction import redact
 from posthog_jobs.worker import job_log
-from posthog_jobs.worker.job_ends import JobEnd, Result, result_of
+from posthog_jobs.worker.job_ends import JobEnd, Result, reason_of, result_of
 from posthog_jobs.worker.request import Request
 from posthog_jobs.worker.validation import check_job, check_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from posthog_jobs.broker.reasons import Reason
+    from posthog_jobs.broker.failure import Reason
     from posthog_jobs.celery import PostHogJobs
 
 logger = get_logger(__name__)
@@ -64,10 +63,10 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
     Returns:
         The id that it will be kept under.
     """
-    failure = Failure.of(
+    failure = FailedJob.of(
         {**headers, **message.headers} if isinstance(message.headers, dict) else {},
         fallback_id=str(uuid4()),
-        reason=reason.value,
+        reason=reason,
         error=error,
         traceback=traceback,
         worker=worker,
@@ -83,7 +82,7 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
             "%s[%s] failed (%s), and is kept in this log alone: %s",
             failure.job,
             failure.id,
-            failure.reason,
+            failure.reason.value,
             obstacle,
         )
     return failure.id

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -23,7 +23,7 @@ from tests.notes import notes, wait_for
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.broker.failed import FailedJob
+    from posthog_jobs.broker.failure import FailedJob
     from tests.nodes import RedisProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])

@@ -13,8 +13,7 @@ import pytest
 
 from posthog_jobs.broker import compression
 from posthog_jobs.broker.compression import MAX_INFLATED, inflate
-from posthog_jobs.broker.failure import Failure
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import FailedJob, Reason
 from posthog_jobs.operate.cli.output import printable
 from tests.mutations import SOON, TAKE, encoded, message, protocol_1
 from tests.nodes import poll
@@ -196,7 +195,7 @@ def test_other_compressions_are_refused(name: object) -> None:
 def test_words_of_a_failure_are_one_line() -> None:
     """App, job and id of a kept message cannot steer a terminal, or begin a line of their own."""
     headers = {"id": "a\nb", "task": "\x1b[2J", "posthog_jobs_app": "a\u202eb"}
-    kept = Failure.of(headers, fallback_id="new", reason="exception", error=ValueError("x"))
+    kept = FailedJob.of(headers, fallback_id="new", reason=Reason.EXCEPTION, error=ValueError("x"))
     assert (kept.id, kept.job, kept.app_id) == ("new", "\\x1b[2J", "a\\u202eb")
     assert printable("a\tb\n\x1b[2J\x9b") == "a\tb\n\\x1b[2J\\x9b"
 

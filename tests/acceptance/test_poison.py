@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.replay import replayed
 from posthog_jobs.worker.durable_task import WAITED
 from tests.conftest import APPS
@@ -18,7 +18,7 @@ from tests.notes import notes, wait_for
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.broker.failed import FailedJob
+    from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.celery import PostHogJobs
     from tests.nodes import WorkerProcess
 

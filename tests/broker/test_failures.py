@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.failed import FailedCount
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import FailedCount, Reason
 from posthog_jobs.broker.transport.dead_letters import DeadLetters
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (

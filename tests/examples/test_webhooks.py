@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from examples import webhooks
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.errors import AppConfigError, RetriesExhaustedError
 from posthog_jobs.testing import AppTester, create_event
 from tests.endpoint import Answer, Endpoint

@@ -19,7 +19,7 @@ from celery.exceptions import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import Reason
 from posthog_jobs.errors import AppDisabledError, RetriesExhaustedError
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.job_ends import JobEnd, Result, SentAgain, result_of

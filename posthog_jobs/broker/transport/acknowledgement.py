@@ -11,7 +11,7 @@ from kombu.transport import virtual
 if TYPE_CHECKING:
     from kombu.transport.virtual import Message
 
-    from posthog_jobs.broker.failure import Failure
+    from posthog_jobs.broker.failure import FailedJob
 
 
 class QoS(kombu_redis.QoS):
@@ -30,7 +30,7 @@ class QoS(kombu_redis.QoS):
         self.channel.lease.ack(delivery_tag)
         self._quick_ack(delivery_tag)
 
-    def fail(self, delivery_tag: str, failure: Failure) -> None:
+    def fail(self, delivery_tag: str, failure: FailedJob) -> None:
         """Let a message go to the failed jobs; from any thread."""
         self.channel.lease.fail(delivery_tag, failure)
         self._quick_ack(delivery_tag)

@@ -13,7 +13,7 @@ from posthog_jobs.broker import scripts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.broker.failure import Failure
+    from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.broker.keys import Keys
     from posthog_jobs.broker.transport.line import Line
 
@@ -39,10 +39,10 @@ class DeadLetters:
     def __init__(self, keys: Keys, inflight: str, most: int) -> None:
         self._keys, self._inflight, self._most = keys, inflight, most
         self._lock = threading.Lock()
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, FailedJob] = {}
         self._trimmed_at = float("-inf")
 
-    def add(self, tag: str, failure: Failure) -> None:
+    def add(self, tag: str, failure: FailedJob) -> None:
         """Take in a message that failed; from any thread."""
         with self._lock:
             self._failures[tag] = failure

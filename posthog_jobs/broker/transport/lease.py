@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis import ConnectionPool
 
-    from posthog_jobs.broker.failure import Failure
+    from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.broker.keys import Keys
 
 logger = get_logger("kombu.transport.redis")
@@ -111,7 +111,7 @@ class Lease:
         if not self._nudge.is_set():
             self._nudge.set()
 
-    def fail(self, tag: str, failure: Failure) -> None:
+    def fail(self, tag: str, failure: FailedJob) -> None:
         """Let a message go to the failed jobs; from any thread. Sent within 5 ms."""
         self._failures.add(tag, failure)
         self._nudge.set()

@@ -14,7 +14,7 @@ from posthog_jobs.broker.compression import inflate
 from posthog_jobs.broker.records import check_depth
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.failure import Failure
+    from posthog_jobs.broker.failure import FailedJob
 
 
 class Message(virtual.Message):
@@ -25,7 +25,7 @@ class Message(virtual.Message):
         is_ending: set where the job has run, and the message is about to be acknowledged.
     """
 
-    failure: Failure | None = None
+    failure: FailedJob | None = None
     is_ending = False
 
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:

@@ -11,8 +11,7 @@ from kombu.log import get_logger
 from redis.exceptions import RedisError
 
 from posthog_jobs.broker import records, scripts
-from posthog_jobs.broker.failure import Failure
-from posthog_jobs.broker.reasons import Reason
+from posthog_jobs.broker.failure import FailedJob, Reason
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.transport.channel import DurableChannel
@@ -66,10 +65,10 @@ class Reader:
     def _refuse(self, tag: str, message: Any, error: Exception) -> None:
         """Keep what cannot even be read among the failed jobs."""
         headers = message.get("headers") if isinstance(message, dict) else None
-        failure = Failure.of(
+        failure = FailedJob.of(
             headers if isinstance(headers, dict) else {},
             fallback_id=str(uuid4()),
-            reason=Reason.UNDECODABLE.value,
+            reason=Reason.UNDECODABLE,
             error=error,
             worker=gethostname(),
         )

@@ -21,7 +21,7 @@ from posthog_jobs.operate.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.broker.failed import FailedJob
+    from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.broker.failures import Failures, Filters
 
 #: In `failed show`, on lines of their own.
@@ -193,7 +193,7 @@ def _wants_all(task_ids: tuple[str, ...], chosen: dict[str, str | None], *, ever
 
 
 def _filters(chosen: dict[str, str | None]) -> Filters:
-    from posthog_jobs.broker.reasons import Reason  # noqa: PLC0415  # keeps other commands light
+    from posthog_jobs.broker.failure import Reason  # noqa: PLC0415  # keeps other commands light
 
     before, reason = chosen["before"], chosen["reason"]
     if reason is not None and reason not in {known.value for known in Reason}:
