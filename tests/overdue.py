@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.records import partition_of
 
 
 def bring_forward(client: Any, app_id: str, job: str, seconds: float) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
 
-from posthog_jobs.broker.records import (
+from posthog_jobs.broker.envelope import (
     APP_HEADER,
     DUE_HEADER,
     KEY_HEADER,

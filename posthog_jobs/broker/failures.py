@@ -1,7 +1,7 @@
 """What failed: list it, count it, replay it, discard it.
 
 A job that ends without success moves to the failed jobs in the same step that acknowledges it
-(`transport/lua/fail.lua`). It is open until it is replayed or discarded. A replayed one stays as
+(`lua/fail.lua`). It is open until it is replayed or discarded. A replayed one stays as
 history, with the id that it was sent again under; it is not listed or counted unless asked for.
 What is older than 30 days, or over `posthog_jobs_max_failures`, goes, the oldest first.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from uuid import uuid4
 
 from posthog_jobs.broker import scripts
+from posthog_jobs.broker.envelope import parse_netstrings, replay_message, take
 from posthog_jobs.broker.failure import (
     OPEN,
     REPLAYED,
@@ -23,8 +24,6 @@ from posthog_jobs.broker.failure import (
 from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
 from posthog_jobs.broker.reaching import reaching_broker
-from posthog_jobs.broker.records import parse_netstrings, take
-from posthog_jobs.broker.replay import replayed
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR
 from posthog_jobs.errors import ReplayError, UnknownFailureError
 from posthog_jobs.jobs.moments import milliseconds
@@ -306,7 +305,7 @@ class Failures:
                 "replay it under that id"
             )
         new_id = str(uuid4())
-        message = replayed(failure, new_id)
+        message = replay_message(failure.envelope, task_id, new_id)
         args = (scripts.REPLAY, task_id, record, failure.replayed(new_id).record, message)
         status: bytes
         if self._send is None:

@@ -10,8 +10,8 @@ from amqp.exceptions import PreconditionFailed
 from kombu.exceptions import OperationalError
 
 from posthog_jobs.broker import scripts
+from posthog_jobs.broker.envelope import body_of, dumps, netstrings
 from posthog_jobs.broker.rabbitmq import REFUSALS, name_is_taken, queue_of
-from posthog_jobs.broker.records import body_of, dumps, netstrings
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR, TRIM, warn_of_dropped
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.broker import scripts
+from posthog_jobs.broker.envelope import Record, parse_partition, partition_of
 from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
 from posthog_jobs.broker.reaching import reaching_broker
-from posthog_jobs.broker.records import Record, parse_partition, partition_of
 from posthog_jobs.broker.waiting import Forecast, Page, Steered, WaitingJob
 from posthog_jobs.jobs.due import due_at
 from posthog_jobs.jobs.moments import EPOCH, milliseconds, moment_of

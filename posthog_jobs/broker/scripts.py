@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoScriptError
 
-from posthog_jobs.broker.records import FRAGMENTS
+from posthog_jobs.broker.envelope import FRAGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ class Script:
 
 
 def _fragments() -> str:
-    """`records.FRAGMENTS` as entries of a Lua table."""
+    """`envelope.FRAGMENTS` as entries of a Lua table."""
     return ", ".join(
         f"['\\{ord(mark)}'] = '{_escape(fragment)}'" for mark, fragment in FRAGMENTS.items()
     )

@@ -10,8 +10,8 @@ from kombu.exceptions import KombuError
 from kombu.utils.json import JSONEncoder
 from redis.exceptions import RedisError
 
+from posthog_jobs.broker.envelope import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.broker.rabbitmq import REFUSALS
-from posthog_jobs.broker.records import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.broker.transport.sending import is_away, sending
 from posthog_jobs.broker.waiting import Steered

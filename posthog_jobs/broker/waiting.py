@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.broker.records import ERROR_HEADER, body_of
+from posthog_jobs.broker.envelope import ERROR_HEADER, body_of
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.broker.records import parse_partition
+from posthog_jobs.broker.envelope import parse_partition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,13 +12,14 @@ from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
-from posthog_jobs.broker.records import (
+from posthog_jobs.broker.envelope import (
     DUE_HEADER,
     ERROR_HEADER,
     IF_WAITING_HEADER,
     KEPT_KEY_HEADER,
     KEY_HEADER,
     SENT_HEADER,
+    WAITED_HEADER,
 )
 from posthog_jobs.broker.transport.sending import is_away
 from posthog_jobs.errors import (
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from posthog_jobs.jobs.retry import Policy
 
 logger = logging.getLogger(__name__)
-
-#: How often a message waited for its app; apart from Celery's count of the job's own retries.
-WAITED: Final = "posthog_jobs_waited"
 
 _LONGEST_ERROR: Final = 500
 
@@ -191,13 +189,15 @@ class DurableTask(Task):
             SentAgain: it was sent.
             Exception: the reason, when it waited for 10 minutes, or waiting is of no use.
         """
-        waited = int((self.request.headers or {}).get(WAITED, 0))
+        waited = int((self.request.headers or {}).get(WAITED_HEADER, 0))
         definite = isinstance(reason, AppDisabledError | AppRemovedError) or (
             isinstance(reason, AppSetupError) and reason.final
         )
         if definite or UNTIL_THERE.delay(waited) is None:
             raise reason
-        self.again(reason, UNTIL_THERE, waited, {WAITED: waited + 1}, retries=self.request.retries)
+        self.again(
+            reason, UNTIL_THERE, waited, {WAITED_HEADER: waited + 1}, retries=self.request.retries
+        )
 
     def wait_for_server(self, reason: Exception) -> NoReturn:
         """Send the message again, due later, because a server that it needs does not answer.

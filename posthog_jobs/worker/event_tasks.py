@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.records import APP_HEADER, ERROR_HEADER
+from posthog_jobs.broker.envelope import APP_HEADER, ERROR_HEADER
 from posthog_jobs.errors import AppError, BrokerUnavailableError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR, delay_after

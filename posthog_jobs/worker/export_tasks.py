@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.records import APP_HEADER, IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.broker.envelope import APP_HEADER, IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.errors import (
     AppError,
     BrokerUnavailableError,

@@ -19,8 +19,8 @@ from celery.exceptions import (
 )
 
 from posthog_jobs import errors
+from posthog_jobs.broker.envelope import DUE_HEADER, SENT_HEADER
 from posthog_jobs.broker.failure import Reason
-from posthog_jobs.broker.records import DUE_HEADER, SENT_HEADER
 
 if TYPE_CHECKING:
     from datetime import datetime

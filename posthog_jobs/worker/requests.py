@@ -11,8 +11,8 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded
 from celery.utils.log import get_logger
 
+from posthog_jobs.broker.envelope import APP_HEADER
 from posthog_jobs.broker.failure import FailedJob
-from posthog_jobs.broker.records import APP_HEADER
 from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.redaction import redact
 from posthog_jobs.worker import job_log

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.records import APP_HEADER, DUE_HEADER, KEPT_KEY_HEADER, KEY_HEADER
+from posthog_jobs.broker.envelope import APP_HEADER, DUE_HEADER, KEPT_KEY_HEADER, KEY_HEADER
 from posthog_jobs.errors import AppError, RetryError, UnknownJobError
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.running import Delivery

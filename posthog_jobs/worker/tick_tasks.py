@@ -12,14 +12,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from posthog_jobs.broker.rabbitmq import is_configured
-from posthog_jobs.broker.reaching import unavailable
-from posthog_jobs.broker.records import (
+from posthog_jobs.broker.envelope import (
     APP_HEADER,
     DUE_HEADER,
     IF_WAITING_HEADER,
     KEY_HEADER,
+    WAITED_HEADER,
 )
+from posthog_jobs.broker.rabbitmq import is_configured
+from posthog_jobs.broker.reaching import unavailable
 from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.errors import (
     AppBusyError,
@@ -33,7 +34,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.hooks.ticks import TASKS, Tick, boundary_after, boundary_before
 from posthog_jobs.jobs.retry import NEVER, ON_TICK_RETRY, UNTIL_FREE, delay_after
-from posthog_jobs.worker.durable_task import WAITED, DurableTask
+from posthog_jobs.worker.durable_task import DurableTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,10 +141,10 @@ class TickTask(DurableTask):
                 if not is_extra:  # a late one makes up for all that were due when it began
                     ledger.end(replace(tick, boundary=boundary_before(self.hook, now)))
         except AppBusyError as error:
-            waited = int(headers.get(WAITED, 0))
+            waited = int(headers.get(WAITED_HEADER, 0))
             if _is_before_next(tick, UNTIL_FREE.delay(waited), ledger):
                 retries = request.retries
-                self.again(error, UNTIL_FREE, waited, {WAITED: waited + 1}, retries=retries)
+                self.again(error, UNTIL_FREE, waited, {WAITED_HEADER: waited + 1}, retries=retries)
             _leave_out(tick, error)
         except (RetryError, AppSetupError) as error:
             retries = request.retries

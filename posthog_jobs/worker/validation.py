@@ -14,8 +14,8 @@ from celery.app.task import Context
 from celery.exceptions import InvalidTaskError
 from kombu import Producer
 
+from posthog_jobs.broker.envelope import APP_HEADER, DUE_HEADER
 from posthog_jobs.broker.failure import is_word
-from posthog_jobs.broker.records import APP_HEADER, DUE_HEADER
 from posthog_jobs.jobs.due import LAST_DUE
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker import compression
-from posthog_jobs.broker.compression import MAX_INFLATED, inflate
+from posthog_jobs.broker import envelope
+from posthog_jobs.broker.envelope import MAX_INFLATED, inflate
 from posthog_jobs.broker.failure import FailedJob, Reason
 from posthog_jobs.operate.cli.output import printable
 from tests.mutations import SOON, TAKE, encoded, message, protocol_1
@@ -176,7 +176,7 @@ def test_bodies_are_unpacked_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch, name: str, module: Any
 ) -> None:
     """What is compressed comes back; what is too large, cut off or something else is refused."""
-    monkeypatch.setattr(compression, "MAX_INFLATED", 2**20)
+    monkeypatch.setattr(envelope, "MAX_INFLATED", 2**20)
     assert inflate(module.compress(b"x" * 1000), name) == b"x" * 1000
     largest = b"x" * 2**20
     assert inflate(module.compress(largest), name) == largest

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from posthog_jobs.broker.envelope import WAITED_HEADER, replay_message
 from posthog_jobs.broker.failure import Reason
-from posthog_jobs.broker.replay import replayed
-from posthog_jobs.worker.durable_task import WAITED
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import notes, wait_for
@@ -243,7 +242,7 @@ def test_what_cannot_be_marked_in_kombus_way_is_counted(jobs_app: PostHogJobs, p
         assert 2 <= len(ran) <= 3
         whole = jobs_app.failures.get(task_id)
         assert whole is not None
-        assert '"redelivered"' not in replayed(whole, "new")
+        assert '"redelivered"' not in replay_message(whole.envelope, whole.id, "new")
 
 
 def ready(worker: WorkerProcess) -> None:
@@ -284,11 +283,11 @@ def test_each_reason(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool:
             Reason.APP_DISABLED,
             "AppDisabledError",
         ),
-        jobs_app.send_task(f"{name}.fine", ("nobody", 1), headers={WAITED: 13}).id: (
+        jobs_app.send_task(f"{name}.fine", ("nobody", 1), headers={WAITED_HEADER: 13}).id: (
             Reason.UNKNOWN_APP,
             "UnknownAppError",
         ),
-        jobs_app.send_task(f"{name}.gone", ("poison", 1), headers={WAITED: 13}).id: (
+        jobs_app.send_task(f"{name}.gone", ("poison", 1), headers={WAITED_HEADER: 13}).id: (
             Reason.UNKNOWN_JOB,
             "UnknownJobError",
         ),

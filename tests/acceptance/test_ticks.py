@@ -13,7 +13,7 @@ from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posthog_jobs.broker.records import DUE_HEADER
+from posthog_jobs.broker.envelope import DUE_HEADER
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import RetriesExhaustedError, UnsupportedByBrokerError
 from posthog_jobs.hooks import tick_ledger

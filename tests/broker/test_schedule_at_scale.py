@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 
 from posthog_jobs.broker import scripts
+from posthog_jobs.broker.envelope import partition_of, take
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.records import partition_of, take
 from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
 from tests.conftest import APPS

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from posthog_jobs.broker.envelope import body_of, take
 from posthog_jobs.broker.failures import Failures
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.records import body_of, take
 from posthog_jobs.broker.schedule import Schedule
 
 if TYPE_CHECKING:

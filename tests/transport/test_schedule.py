@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.records import partition_of
+from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
 from posthog_jobs.broker.waiting import Forecast, Steered

@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 )
 
 from posthog_jobs.broker import scripts
+from posthog_jobs.broker.envelope import pack, parse_partition, partition_of
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.records import pack, parse_partition, partition_of
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.broker.waiting import Steered

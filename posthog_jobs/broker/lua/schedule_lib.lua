@@ -11,7 +11,7 @@
 --
 -- A record is netstrings and a message: <n>:<queue key><n>:<partition><n>:<key><message>, where
 -- \1 in the message stands for the id and \2 for the delivery tag, so that an id is stored once, and
--- further control characters for what most messages have in common (`records.py`).
+-- further control characters for what most messages have in common (`envelope.py`).
 local HEADS, WAITING, KEYED, PROMOTED, LEASES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local PREFIX = ARGV[1]
 local HORIZON = 1100 -- ms; sleepers look at the schedule every second, so later heads need no call

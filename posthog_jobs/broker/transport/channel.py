@@ -13,7 +13,7 @@ from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
-from posthog_jobs.broker import records, scripts
+from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.transport.acknowledgement import QoS
 from posthog_jobs.broker.transport.lease import Lease
@@ -344,10 +344,10 @@ class DurableChannel(Base):
         That loses commands.
         """
         try:
-            records.check_shape(message)
+            envelope.check_shape(message)
             message["properties"].setdefault("delivery_tag", "")
             if exchange.endswith(".pidbox"):
-                records.check_command(self.Message(message, channel=self))
+                envelope.check_command(self.Message(message, channel=self))
         except Exception as error:  # noqa: BLE001  # whoever sent it may have sent anything
             logger.error(  # noqa: TRY400  # a traceback would say no more
                 "A message to all workers is left out: %s", type(error).__name__

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import ContentDisallowed
 from kombu.transport import virtual
 
-from posthog_jobs.broker.compression import inflate
-from posthog_jobs.broker.records import check_depth
+from posthog_jobs.broker.envelope import check_depth, inflate
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.failure import FailedJob

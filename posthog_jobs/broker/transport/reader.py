@@ -10,7 +10,7 @@ from uuid import uuid4
 from kombu.log import get_logger
 from redis.exceptions import RedisError
 
-from posthog_jobs.broker import records, scripts
+from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.failure import FailedJob, Reason
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Reader:
         """
         message = None
         try:
-            message = records.loads(raw)
-            records.check_depth(raw, message)
-            records.check_shape(message)
+            message = envelope.loads(raw)
+            envelope.check_depth(raw, message)
+            envelope.check_shape(message)
             properties = message["properties"]
             properties["delivery_tag"] = tag
             if queue:
@@ -90,7 +90,7 @@ class Reader:
         headers = message.get("headers")
         if not headers or not headers.get("eta"):
             return False
-        due = records.due_of(headers)
+        due = envelope.due_of(headers)
         if due is None:
             return False
         channel = self._channel
@@ -100,5 +100,5 @@ class Reader:
             scripts.SCHEDULE(channel.line, [*keys, channel.lease.inflight], [*args, "held", tag])
             channel.lease.forget(tag)
             return True
-        headers["eta"], headers[records.DUE_HEADER] = None, due
+        headers["eta"], headers[envelope.DUE_HEADER] = None, due
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.broker import records, scripts
+from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
 from posthog_jobs.broker.transport.sending import being_sent
 
@@ -37,13 +37,13 @@ class Writer:
         channel = self._channel
         key = self.list_of(queue, message)
         headers = message.get("headers") or {}
-        due = records.due_of(headers)
-        if due is not None and due <= time() * 1000 and records.KEY_HEADER not in headers:
-            headers[records.DUE_HEADER], headers["eta"], due = due, None, None
-        if due is None and records.KEY_HEADER not in headers:
+        due = envelope.due_of(headers)
+        if due is not None and due <= time() * 1000 and envelope.KEY_HEADER not in headers:
+            headers[envelope.DUE_HEADER], headers["eta"], due = due, None, None
+        if due is None and envelope.KEY_HEADER not in headers:
             if "task" in headers:
-                headers[records.SENT_HEADER] = int(time() * 1000)
-            script, args = scripts.ENQUEUE, [records.dumps(message)]
+                headers[envelope.SENT_HEADER] = int(time() * 1000)
+            script, args = scripts.ENQUEUE, [envelope.dumps(message)]
             keys = [channel.keys.queue(key), channel.keys.wake(key)]
         else:
             script = scripts.SCHEDULE
@@ -73,17 +73,17 @@ class Writer:
             due: when it is due, in ms since the epoch.
         """
         keys, headers = self._channel.keys, message["headers"]
-        partition = records.partition_of(
-            str(headers.get(records.APP_HEADER, "")), str(headers.get("task", ""))
+        partition = envelope.partition_of(
+            str(headers.get(envelope.APP_HEADER, "")), str(headers.get("task", ""))
         )
         return [*keys.fixed, keys.queue(key)], [
             keys.prefix,
-            records.identity(message),
+            envelope.identity(message),
             due,
             partition,
-            str(headers.get(records.KEY_HEADER, "")),
-            str(headers.get(records.IF_WAITING_HEADER, "replace")),
-            records.pack(message),
+            str(headers.get(envelope.KEY_HEADER, "")),
+            str(headers.get(envelope.IF_WAITING_HEADER, "replace")),
+            envelope.pack(message),
         ]
 
     def _send(self, script: scripts.Script, keys: list[str], args: list[Any]) -> Any:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.broker.records import Record
+from posthog_jobs.broker.envelope import Record
 from posthog_jobs.hooks.ticks import PERIODS
 from posthog_jobs.operate.doctor.findings import fail, ok, warn
 from posthog_jobs.operate.doctor.search import search

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from posthog_jobs.broker.records import Record
+from posthog_jobs.broker.envelope import Record
 from posthog_jobs.operate.doctor.findings import fail, ok, warn
 
 if TYPE_CHECKING:

@@ -1,21 +1,25 @@
-"""How a message waits: the record of the schedule, its partition, and its due time."""
+"""The envelope: how a message is laid out, on the wire, where it waits, and for a replay."""
 
 from __future__ import annotations
 
 import base64
+import bz2
 import json
+import lzma
 import math
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
-from posthog_jobs.broker.compression import inflate
+from posthog_jobs.errors import ReplayError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 #: Message headers of ours.
 APP_HEADER = "posthog_jobs_app"
@@ -29,6 +33,11 @@ ERROR_HEADER = "posthog_jobs_error"
 KEPT_KEY_HEADER = "posthog_jobs_kept_key"
 #: The id of the failed job that a message is a replay of.
 REPLAY_HEADER = "posthog_jobs_replay_of"
+#: How often a message waited for its app; apart from Celery's count of the job's own retries.
+WAITED_HEADER = "posthog_jobs_waited"
+
+#: What a message says of one delivery alone, and none that is made new of it takes over.
+DELIVERY_HEADERS = (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
 
 #: More than any payload nests (`posthog_jobs.jobs.payload`), with the lists and objects around it.
 MAX_DEPTH = 220
@@ -242,3 +251,86 @@ class Record:
             key=key.decode() or None,
             message=unpack(data, task_id),
         )
+
+
+#: The largest body that a message may hold in compressed form, in bytes.
+MAX_INFLATED: Final = 64 * 1024 * 1024
+
+
+class _Inflater(Protocol):
+    """What `zlib`, `bz2` and `lzma` have in common."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the data was reached."""
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Return what was compressed, up to a length."""
+
+
+#: Such data says how much memory its reader shall set aside; as much as its highest level needs.
+_LZMA: Final = partial(lzma.LZMADecompressor, memlimit=2 * MAX_INFLATED)
+
+#: The names that `task_compression` and message headers have for them, in kombu.
+_INFLATERS: Final[dict[str, Callable[[], _Inflater]]] = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), zlib.decompressobj),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), bz2.BZ2Decompressor),
+    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), _LZMA),
+}
+
+
+def inflate(data: bytes, compression: object) -> bytes:
+    """Return a body as it was before it was compressed.
+
+    Args:
+        data: the compressed body.
+        compression: what the message says that it is compressed with.
+
+    Raises:
+        ValueError: it is none of those above, the data is not of it, or holds too much.
+    """
+    make = _INFLATERS.get(compression) if isinstance(compression, str) else None
+    if make is None:
+        raise ValueError(
+            "the body is compressed with what we do not unpack; set task_compression to gzip, "
+            "bzip2 or lzma"
+        )
+    inflater = make()
+    try:
+        body = inflater.decompress(data, MAX_INFLATED + 1)
+    except (zlib.error, lzma.LZMAError, OSError) as error:
+        raise ValueError(f"the body is not compressed as it says: {error}") from None
+    if len(body) > MAX_INFLATED or not inflater.eof:
+        raise ValueError(f"the compressed body is cut off, or holds over {MAX_INFLATED} bytes")
+    return body
+
+
+def replay_message(message: dict[str, Any] | None, old_id: str, task_id: str) -> str:
+    """Return a message under another id, with its attempts counted anew; its body stays.
+
+    Args:
+        message: that of a failed job, decoded; None if it cannot be read.
+        old_id: the failed job's id.
+        task_id: the id to send it under.
+
+    Raises:
+        ReplayError: it is not a message of a task.
+    """
+    headers = message.get("headers") if message is not None else None
+    if message is None or not headers or not isinstance(headers.get("task"), str):
+        raise ReplayError(f"{old_id} is not a message of a task; look at it, and discard it")
+    dropped = (*DELIVERY_HEADERS, ERROR_HEADER, WAITED_HEADER)
+    headers = {name: value for name, value in headers.items() if name not in dropped}
+    if headers.get("root_id") in (old_id, None):
+        headers["root_id"] = task_id
+    headers |= {"id": task_id, "retries": 0, "eta": None, "expires": None, REPLAY_HEADER: old_id}
+    info = {**(message["properties"].get("delivery_info") or {})}
+    info.pop("redelivered", None)
+    properties = {
+        **message["properties"],
+        "correlation_id": task_id,
+        "delivery_tag": task_id,
+        "delivery_info": info,
+    }
+    message = {name: part for name, part in message.items() if name != "redelivered"}
+    return dumps({**message, "headers": headers, "properties": properties})
