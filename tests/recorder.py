@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.apps.definition import define_app
 from posthog_jobs.apps.installation import Installation
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.errors import PayloadTooLargeError
 from posthog_jobs.jobs.lane import Lane
-from posthog_jobs.jobs.message import Outbox
+from posthog_jobs.jobs.message import Outbox, Steered
 from posthog_jobs.jobs.trigger import Jobs, Origin
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from posthog_jobs.broker.envelope import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.broker.rabbitmq import REFUSALS
 from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.broker.transport.sending import is_away, sending
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.errors import BrokerUnavailableError, PayloadTooLargeError
-from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.worker.durable_task import describe
 from posthog_jobs.worker.event_tasks import CAPTURE
 from posthog_jobs.worker.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT

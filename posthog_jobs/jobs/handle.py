@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from datetime import datetime
 
-    from posthog_jobs.broker.waiting import Steered
-    from posthog_jobs.jobs.message import Outbox
+    from posthog_jobs.jobs.message import Outbox, Steered
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ class JobHandle:
         """Take the job out of the schedule, or revoke it if it has left that and not started.
 
         Returns:
-            A `posthog_jobs.broker.waiting.Steered`, which says whether it waited; in a running
+            A `posthog_jobs.jobs.message.Steered`, which says whether it waited; in a running
             event loop an awaitable of that.
 
         Raises:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from posthog_jobs.broker.waiting import Steered
     from posthog_jobs.jobs.lane import Lane
 
 
@@ -22,6 +22,26 @@ class Absent:
 
 
 ABSENT: Final = Absent()
+
+
+class Steered(Enum):
+    """What a steering call did."""
+
+    #: It waited, and does not any more.
+    CANCELLED = "cancelled"
+    #: It waits still, for another time.
+    RESCHEDULED = "rescheduled"
+    #: It waited, and is in its queue now.
+    QUEUED = "queued"
+    #: It had been due and left for its queue: it may be there, running, or done. Nothing changed.
+    PROMOTED = "promoted"
+    #: Nothing waits under this id, and nothing was promoted under it lately. Nothing changed.
+    UNKNOWN = "unknown"
+
+    @property
+    def waited(self) -> bool:
+        """Whether it waited, so that the call did what it was asked for."""
+        return self not in (Steered.PROMOTED, Steered.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

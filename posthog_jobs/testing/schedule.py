@@ -11,8 +11,7 @@ from uuid import uuid4
 from kombu.utils.json import dumps, loads
 
 from posthog_jobs.broker.sender import measure
-from posthog_jobs.broker.waiting import Steered
-from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.message import ABSENT, Steered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.broker.waiting import WaitingJob
+    from posthog_jobs.broker.schedule import WaitingJob
     from posthog_jobs.celery import PostHogJobs
     from tests.nodes import WorkerProcess
 

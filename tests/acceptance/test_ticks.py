@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.broker.waiting import WaitingJob
+    from posthog_jobs.broker.schedule import WaitingJob
     from tests.nodes import RedisProcess
 
 MODULE = "tests.samples.ticking"

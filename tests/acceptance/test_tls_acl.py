@@ -12,9 +12,9 @@ import pytest
 from kombu import pools
 
 from posthog_jobs.broker.embedded import find_binary
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
+from posthog_jobs.jobs.message import Steered
 from tests.conftest import ROOT
 from tests.nodes import HOST, RedisProcess, WorkerProcess, free_port, poll
 from tests.notes import wait_for

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import JobCallError, UnsupportedByBrokerError
+from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS, ROOT
 from tests.nodes import ENVIRONMENT, poll
 from tests.notes import notes, wait_for

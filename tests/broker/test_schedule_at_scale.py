@@ -15,8 +15,8 @@ from redis import Redis
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.envelope import partition_of, take
 from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.celery import PostHogJobs
+from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
 from tests.pace import Pace

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.waiting import Forecast, Steered
+from posthog_jobs.broker.schedule import Forecast
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -18,6 +18,7 @@ from posthog_jobs.errors import (
     NaiveDatetimeError,
     UnsupportedByBrokerError,
 )
+from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.broker.schedule import Schedule
-    from posthog_jobs.broker.waiting import WaitingJob
+    from posthog_jobs.broker.schedule import Schedule, WaitingJob
     from posthog_jobs.jobs.trigger import Jobs, TriggerableJob
     from tests.nodes import RedisProcess
 

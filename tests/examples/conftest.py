@@ -11,7 +11,7 @@ from tests.nodes import poll
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.broker.waiting import WaitingJob
+    from posthog_jobs.broker.schedule import WaitingJob
     from posthog_jobs.celery import PostHogJobs
 
 

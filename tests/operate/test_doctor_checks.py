@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu import Queue
 
-from posthog_jobs.broker.waiting import Forecast
+from posthog_jobs.broker.schedule import Forecast
 from posthog_jobs.operate.doctor.clocks import clocks
 from posthog_jobs.operate.doctor.failed import failed_jobs
 from posthog_jobs.operate.doctor.findings import Verdict

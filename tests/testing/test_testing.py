@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from examples import retry_export
 from posthog_jobs import RetryError
-from posthog_jobs.broker.waiting import Steered
 from posthog_jobs.errors import (
     AppConfigError,
     AppError,
@@ -33,6 +32,7 @@ from posthog_jobs.errors import (
     UnknownJobError,
 )
 from posthog_jobs.hooks.events import check_event
+from posthog_jobs.jobs.message import Steered
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.testing import (
     ABSENT,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.broker.envelope import partition_of
-from posthog_jobs.broker.schedule import Schedule
+from posthog_jobs.broker.schedule import Forecast, Schedule
 from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
-from posthog_jobs.broker.waiting import Forecast, Steered
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
+from posthog_jobs.jobs.message import Steered
 from tests.pace import Pace
 
 from .processes import until

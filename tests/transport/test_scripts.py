@@ -26,7 +26,7 @@ from posthog_jobs.broker.envelope import pack, parse_partition, partition_of
 from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
-from posthog_jobs.broker.waiting import Steered
+from posthog_jobs.jobs.message import Steered
 
 from .processes import until
 

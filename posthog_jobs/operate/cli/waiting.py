@@ -10,7 +10,8 @@ import click
 from posthog_jobs.operate.cli.output import print_json
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.waiting import Forecast, Steered, WaitingJob
+    from posthog_jobs.broker.schedule import Forecast, WaitingJob
+    from posthog_jobs.jobs.message import Steered
 
 
 def described(waiting: WaitingJob, *, error_class_alone: bool = False) -> dict[str, Any]:

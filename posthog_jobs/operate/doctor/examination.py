@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from posthog_jobs.broker.keys import Keys
     from posthog_jobs.broker.redis import RedisServer
-    from posthog_jobs.broker.waiting import Forecast
+    from posthog_jobs.broker.schedule import Forecast
     from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.operate.doctor.findings import Finding
     from posthog_jobs.operate.doctor.workers import Crew

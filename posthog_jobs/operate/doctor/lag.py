@@ -9,7 +9,7 @@ from posthog_jobs.operate.doctor.findings import fail, ok, warn
 from posthog_jobs.operate.doctor.workers import START
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.waiting import Forecast
+    from posthog_jobs.broker.schedule import Forecast
     from posthog_jobs.operate.doctor.findings import Finding
 
 #: How late the head may be before that is worth a word, and before it is a failure.
