@@ -1,15 +1,43 @@
-"""Every error of this package, one tree; each message names the culprit and the fix."""
+"""Every error of this package, one tree; each message names the culprit and the fix.
+
+And what most messages need: what was meant, and whether something is a number.
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
+import sys
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from click import ClickException
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: The longest delay that a `RetryError` can ask for, in seconds: a day.
 _LONGEST_RETRY: Final = 86_400.0
+
+
+def did_you_mean(written: object, known: Iterable[str]) -> str:
+    """Return `did you mean …? ` if something known is close, else nothing."""
+    close = difflib.get_close_matches(str(written)[:80], list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def is_number(
+    value: object, least: float = -sys.float_info.max, most: float = sys.float_info.max
+) -> TypeGuard[float]:
+    """Tell whether a value is a number in a range; a bool is not, nor is NaN."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    )
+
+
+def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
+    """Tell whether a value is an integer in a range; a bool is not."""
+    return isinstance(value, int) and is_number(value, least, most)
 
 
 class PostHogJobsError(Exception):
@@ -227,12 +255,7 @@ class RetryError(PostHogJobsError):
 
 def _seconds(delay: object) -> float:
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or math.isnan(seconds)
-        or seconds < 0
-    ):
+    if not is_number(seconds, 0, math.inf):
         raise RetryPolicyError(
             f"RetryError(delay={delay!r:.60}) cannot be; use seconds, 0 or more, or a timedelta"
         )

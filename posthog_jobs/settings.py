@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import ConfigurationError
+from posthog_jobs.errors import ConfigurationError, did_you_mean, is_number, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,19 +61,18 @@ class Settings:
         Raises:
             ConfigurationError: a `posthog_jobs_` key is unknown or its value of a wrong type.
         """
-        known = {field.name for field in fields(cls)}
+        known = {f"{PREFIX}{field.name}": field.name for field in fields(cls)}
         values: dict[str, Any] = {"apps": {}}
         for key in conf:
             if not str(key).startswith(PREFIX):
                 continue
-            name = str(key).removeprefix(PREFIX)
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {PREFIX}{close[0]}? " if close else ""
-                every = ", ".join(f"{PREFIX}{field}" for field in sorted(known))
-                raise ConfigurationError(f"unknown setting {key}; {hint}the settings are {every}")
+            if key not in known:
+                raise ConfigurationError(
+                    f"unknown setting {key}; {did_you_mean(key, known)}the settings are "
+                    f"{', '.join(sorted(known))}"
+                )
             if conf[key] is not None:
-                values[name] = conf[key]
+                values[known[key]] = conf[key]
         settings = cls(**values)
         settings._check()
         return settings
@@ -85,21 +83,7 @@ class Settings:
                 f"{PREFIX}apps is of type {type(self.apps).__name__}; it maps app ids to modules, "
                 'such as {"teapot": "examples.teapot"}'
             )
-        for name in ("max_payload_bytes", "default_team_id", "max_deliveries", "max_failures"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{PREFIX}{name} is {value!r}; use a whole number above 0")
-        self._check_port()
-        timeout = self.enqueue_timeout
-        if (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, (int, float))
-            or not 0 < timeout <= _LONGEST_TIMEOUT
-        ):
-            raise ConfigurationError(
-                f"{PREFIX}enqueue_timeout is {timeout!r}; use seconds above 0, up to "
-                f"{_LONGEST_TIMEOUT}"
-            )
+        self._check_numbers()
         for name, example in _URLS.items():
             if getattr(self, name) is not None and "://" not in str(getattr(self, name)):
                 raise ConfigurationError(
@@ -117,12 +101,20 @@ class Settings:
                 "or none to capture into our own hooks"
             )
 
-    def _check_port(self) -> None:
+    def _check_numbers(self) -> None:
+        for name in ("max_payload_bytes", "default_team_id", "max_deliveries", "max_failures"):
+            value = getattr(self, name)
+            if not is_whole(value, 1):
+                raise ConfigurationError(f"{PREFIX}{name} is {value!r}; use a whole number above 0")
         port = self.metrics_port
-        if port is not None and (
-            isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _LAST_PORT
-        ):
+        if port is not None and not is_whole(port, 0, _LAST_PORT):
             raise ConfigurationError(
                 f"{PREFIX}metrics_port is {port!r}; use a port number, such as 9808, 0 for any "
                 "that is free, or leave it out to serve no metrics"
+            )
+        timeout = self.enqueue_timeout
+        if not (is_number(timeout, 0, _LONGEST_TIMEOUT) and timeout):
+            raise ConfigurationError(
+                f"{PREFIX}enqueue_timeout is {timeout!r}; use seconds above 0, up to "
+                f"{_LONGEST_TIMEOUT}"
             )

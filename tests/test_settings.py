@@ -46,8 +46,8 @@ def test_every_setting() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("posthog_jobs_app", "did you mean posthog_jobs_apps?"),
-        ("posthog_jobs_max_payload", "did you mean posthog_jobs_max_payload_bytes?"),
+        ("posthog_jobs_app", "did you mean 'posthog_jobs_apps'?"),
+        ("posthog_jobs_max_payload", "did you mean 'posthog_jobs_max_payload_bytes'?"),
         ("posthog_jobs_xyz", "the settings are posthog_jobs_apps, posthog_jobs_default_team_id"),
         ("posthog_jobs_", "unknown setting posthog_jobs_;"),
     ],

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.attachment import Attachment
 from posthog_jobs.apps.config_field import ConfigField
-from posthog_jobs.apps.declaration import did_you_mean, is_empty
-from posthog_jobs.errors import AppConfigError, AppLoadError
+from posthog_jobs.apps.declaration import is_empty
+from posthog_jobs.errors import AppConfigError, AppLoadError, did_you_mean
 from posthog_jobs.masks import MASK, masked, texts, told, unmasked
 
 if TYPE_CHECKING:

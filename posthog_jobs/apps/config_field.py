@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.attachment import Attachment
-from posthog_jobs.apps.declaration import check_keys, check_type, did_you_mean, is_empty
-from posthog_jobs.errors import AppConfigError, AppLoadError, PayloadError
+from posthog_jobs.apps.declaration import check_keys, check_type, is_empty
+from posthog_jobs.errors import AppConfigError, AppLoadError, PayloadError, did_you_mean
 from posthog_jobs.jobs.payload import check_payload
 
 if TYPE_CHECKING:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.errors import AppLoadError
+from posthog_jobs.errors import AppLoadError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
 #: What JSON's types are called in messages.
 _NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
@@ -17,12 +16,6 @@ _NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an obje
 def is_empty(value: object) -> bool:
     """Tell whether a value counts as none, as an empty text field of PostHog's forms does."""
     return value is None or value == ""
-
-
-def did_you_mean(written: object, known: Iterable[str]) -> str:
-    """Return `did you mean …? ` if something known is close, else nothing."""
-    close = difflib.get_close_matches(str(written)[:80], list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def check_keys(declared: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:

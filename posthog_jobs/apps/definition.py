@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from posthog_jobs.apps.declaration import did_you_mean
 from posthog_jobs.apps.export_options import FIELDS
 from posthog_jobs.apps.manifest import FILE, NO_MANIFEST
 from posthog_jobs.apps.metric_kinds import check_metrics
-from posthog_jobs.errors import AppLoadError
+from posthog_jobs.errors import AppLoadError, did_you_mean
 from posthog_jobs.jobs.job_options import checked_options
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from posthog_jobs.errors import ConfigurationError
+from posthog_jobs.errors import ConfigurationError, did_you_mean
 
 _APP_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
 _FIELDS: Final = {"module": str, "config": Mapping, "team_id": int, "enabled": bool, "order": int}
@@ -78,10 +77,9 @@ def read_entry(app_id: object, said: object, *, default_team_id: int, where: str
     for name, value in said.items():
         kind = _FIELDS.get(name)
         if kind is None:
-            close = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigurationError(
-                f"{where} has the unknown field {name!r}; {hint}the fields are {', '.join(_FIELDS)}"
+                f"{where} has the unknown field {name!r}; {did_you_mean(name, _FIELDS)}the fields "
+                f"are {', '.join(_FIELDS)}"
             )
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise ConfigurationError(

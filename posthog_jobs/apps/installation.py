@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from posthog_jobs.errors import (
     AppLoadError,
     AppRemovedError,
     UnknownAppError,
+    did_you_mean,
 )
 from posthog_jobs.jobs.retry import LOAD_AGAIN
 from posthog_jobs.redaction import keep_secret
@@ -247,11 +247,10 @@ class Installations:
         known = [name for name, known in self._known.items() if not known.entry.is_removed]
         listed = ", ".join(known[:_MOST_LISTED]) or "none"
         more = f" and {len(known) - _MOST_LISTED} more" if len(known) > _MOST_LISTED else ""
-        close = difflib.get_close_matches(str(app_id), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         return UnknownAppError(
-            f"no app is installed under the id {app_id!r}{hint}; installed are: {listed}{more}. "
-            "Add it to posthog_jobs_apps and restart, or run celery -A posthog_jobs apps install"
+            f"no app is installed under the id {app_id!r}; {did_you_mean(app_id, known)}installed "
+            f"are: {listed}{more}. Add it to posthog_jobs_apps and restart, or "
+            "run celery -A posthog_jobs apps install"
         )
 
 

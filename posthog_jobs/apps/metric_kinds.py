@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Final
 
-from posthog_jobs.apps.declaration import did_you_mean
-from posthog_jobs.errors import AppLoadError
+from posthog_jobs.errors import AppLoadError, did_you_mean
 
 if TYPE_CHECKING:
     import re

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
-from posthog_jobs.apps.declaration import check_keys, check_type, did_you_mean, is_empty
-from posthog_jobs.errors import AppLoadError, JobCallError
+from posthog_jobs.apps.declaration import check_keys, check_type, is_empty
+from posthog_jobs.errors import AppLoadError, JobCallError, did_you_mean, is_number
 
 #: Type of a field → what a message asks for.
 TYPES: Final[Mapping[str, str]] = MappingProxyType(
@@ -80,7 +79,7 @@ class PayloadField:
             case "boolean":
                 return isinstance(value, bool)
             case "number":
-                return _is_number(value)
+                return is_number(value)
             case "date":
                 return _moment(value) is not None
             case "daterange":
@@ -175,12 +174,6 @@ class PublicJob:
 
     def _known(self) -> str:
         return ", ".join(self.payload or ()) or "none"
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _moment(value: object) -> datetime | None:

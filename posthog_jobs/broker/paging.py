@@ -6,7 +6,7 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any
 
-from posthog_jobs.errors import CursorError, LimitError
+from posthog_jobs.errors import CursorError, LimitError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ def checked_limit(limit: object) -> int:
     Raises:
         LimitError: it is no whole number above 0.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if not is_whole(limit, 1):
         raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
     return limit
 

@@ -5,7 +5,6 @@ The units and their spelling are PostHog's (`runIn` in its jobs documentation).
 
 from __future__ import annotations
 
-import difflib
 import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +13,7 @@ from typing import Final, TypeAlias
 
 from dateutil.relativedelta import relativedelta
 
-from posthog_jobs.errors import DueError, DurationError, NaiveDatetimeError
+from posthog_jobs.errors import DueError, DurationError, NaiveDatetimeError, did_you_mean
 
 #: What `run_in` counts units in; never a bool.
 Number: TypeAlias = int | float | Decimal | Fraction
@@ -134,10 +133,9 @@ def _singular(unit: str) -> str:
     try:
         return _SPELLINGS[unit]
     except KeyError:
-        close = difflib.get_close_matches(unit.lower(), _SPELLINGS, n=1)
-        hint = f"did you mean {close[0]!r}? T" if close else "t"
+        hint = did_you_mean(unit.lower(), _SPELLINGS)
         raise DurationError(
-            f"unknown unit {unit[:40]!r} in run_in; {hint}he units are {_PLURALS}"
+            f"unknown unit {unit[:40]!r} in run_in; {hint}the units are {_PLURALS}"
         ) from None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from posthog_jobs.errors import AppLoadError, RetryPolicyError
+from posthog_jobs.errors import AppLoadError, RetryPolicyError, is_number
 from posthog_jobs.jobs.retry import policy_of
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def checked_options(job: str, *, retry: object = None, time_limit: object = None
     Raises:
         AppLoadError: one of them cannot be; the message names the job and the fix.
     """
-    if time_limit is not None and (
-        isinstance(time_limit, bool)
-        or not isinstance(time_limit, (int, float))
-        or math.isnan(time_limit)
-        or not 0 < time_limit <= _LONGEST_LIMIT
-    ):
+    if time_limit is not None and not (is_number(time_limit, 0, _LONGEST_LIMIT) and time_limit):
         raise AppLoadError(
             f"{job} has time_limit={time_limit!r:.60}; use seconds above 0, up to "
             f"{_LONGEST_LIMIT:,} (366 days), or leave it out"

@@ -5,11 +5,10 @@ The figures of jobs, `on_event`, `setup_plugin` and exports are PostHog's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from posthog_jobs.errors import RetryError, RetryPolicyError
+from posthog_jobs.errors import RetryError, RetryPolicyError, is_number, is_whole
 
 #: The longest delay of a policy, in seconds: 366 days.
 _LONGEST: Final = 366 * 86_400.0
@@ -138,21 +137,14 @@ def policy_of(retry: object) -> Policy:
 
 
 def _check_count(retries: object) -> None:
-    if retries is None:
-        return
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+    if retries is not None and not is_whole(retries, 0):
         raise RetryPolicyError(
             f"has {retries!r:.60} retries; use a whole number, 0 or more, or None for no end"
         )
 
 
 def _check_seconds(what: str, seconds: object) -> None:
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or math.isnan(seconds)
-        or not 0 <= seconds <= _LONGEST
-    ):
+    if not is_number(seconds, 0, _LONGEST):
         raise RetryPolicyError(
             f"has {what} of {seconds!r:.60}; use seconds, from 0 to {_LONGEST:,.0f} (366 days)"
         )

@@ -6,13 +6,12 @@ The API is that of PostHog's jobs documentation, spelt as Python does.
 from __future__ import annotations
 
 import copy
-import difflib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from uuid import uuid4
 
-from posthog_jobs.errors import JobCallError, UnknownJobError
+from posthog_jobs.errors import JobCallError, UnknownJobError, did_you_mean
 from posthog_jobs.jobs.due import due_at, due_in
 from posthog_jobs.jobs.handle import JobHandle
 from posthog_jobs.jobs.message import ABSENT, JobMessage
@@ -198,10 +197,9 @@ class Jobs:
         jobs = self.__origin.installation.definition.jobs
         if name in jobs:
             return TriggerableJob(self.__origin, jobs[name])
-        close = difflib.get_close_matches(str(name), jobs, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? It" if close else "it"
         raise UnknownJobError(
-            f"{self.__origin} exports no job {name!r}; {hint} exports: {', '.join(jobs) or 'none'}"
+            f"{self.__origin} exports no job {name!r}; {did_you_mean(name, jobs)}it exports: "
+            f"{', '.join(jobs) or 'none'}"
         )
 
     def __getattr__(self, name: str) -> TriggerableJob:

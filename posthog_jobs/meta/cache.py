@@ -7,10 +7,9 @@ not, in the order in which they were called.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import StoreValueError
+from posthog_jobs.errors import StoreValueError, is_number, is_whole
 from posthog_jobs.jobs.values import check_key, decode, encode
 
 if TYPE_CHECKING:
@@ -119,14 +118,14 @@ def _listed(elements: object) -> list[object]:
 
 
 def _milliseconds(ttl: float) -> int:
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise StoreValueError(f"a ttl is a number of seconds, not {type(ttl).__name__}")
-    if not math.isfinite(ttl) or not 0 < ttl <= _MAX_TTL:
-        raise StoreValueError(f"a ttl of {ttl} s cannot be; use a number above 0, or none")
+    if not (is_number(ttl, 0, _MAX_TTL) and ttl):
+        raise StoreValueError(
+            f"a ttl of {ttl!r:.40} cannot be; use a number of seconds above 0, or none"
+        )
     return max(1, round(ttl * 1000))
 
 
 def _check_whole(**numbers: int) -> None:
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int):
+        if not is_whole(number):
             raise StoreValueError(f"{name} is of type {type(number).__name__}; use a whole number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.errors import StoreValueError
+from posthog_jobs.errors import StoreValueError, is_whole
 from posthog_jobs.jobs.values import check_key
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from posthog_jobs.jobs.lane import Lane
     from posthog_jobs.meta.storage import StorageBackend
 
-_INT64: Final = range(-(2**63), 2**63)
+_INT64: Final = (-(2**63), 2**63 - 1)
 
 
 class Cursor:
@@ -66,7 +66,7 @@ class Utils:
 
 
 def _checked(name: str, number: object) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number not in _INT64:
+    if not is_whole(number, *_INT64):
         shown = number if isinstance(number, (int, float)) else type(number).__name__
         raise StoreValueError(f"{name} is {shown}; use a whole number of 64 bits")
     return number

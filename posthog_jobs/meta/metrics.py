@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.metric_kinds import KINDS
 from posthog_jobs.broker.scripts import EXTREME
-from posthog_jobs.errors import MetricError, UnknownMetricError
+from posthog_jobs.errors import MetricError, UnknownMetricError, did_you_mean, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,10 +39,9 @@ class Metrics:
         """
         kind = self._kinds.get(name)
         if kind is None:
-            close = difflib.get_close_matches(str(name), self._kinds, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(name, self._kinds)
             raise UnknownMetricError(
-                f"app id {self._app_id!r} declares no metric {name!r}{hint}; it declares: "
+                f"app id {self._app_id!r} declares no metric {name!r}; {hint}it declares: "
                 f'{", ".join(self._kinds) or "none"}. Add it to metrics = {{"name": "sum"}}'
             )
         return Metric(self._app_id, name, kind, self._server, self._lane)
@@ -144,12 +141,7 @@ def _field(name: str, kind: str) -> str:
 
 
 def _checked(where: str, number: object) -> float:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise MetricError(f"{where} was given a {type(number).__name__}; use a number")
-    try:
-        value = float(number)
-    except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise MetricError(f"{where} was given what is not finite; use a number that is")
-    return value
+    if not is_number(number):
+        shown = number if isinstance(number, float) else f"of type {type(number).__name__}"
+        raise MetricError(f"{where} was given what is {shown}; use a finite number")
+    return float(number)

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from posthog_jobs.errors import ConfigurationError, StoreUnavailableError, StoreValueError
+from posthog_jobs.errors import ConfigurationError, StoreUnavailableError, StoreValueError, is_whole
 
 try:
     import sqlalchemy as sa
@@ -188,7 +188,7 @@ def _row_id(app_id: str, key: str) -> str:
 
 def _whole(text: str | None) -> int:
     value = 0 if text is None else json.loads(text)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_whole(value):
         raise StoreValueError(
             f"the key holds a value of another kind: {type(value).__name__}, no whole number"
         )

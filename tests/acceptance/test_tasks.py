@@ -216,7 +216,7 @@ def test_a_broker_that_is_down_is_one_clear_error() -> None:
     [
         ({"broker_url": "no_such_broker://x"}, "'no_such_broker', which is no broker"),
         ({"broker_url": ""}, "broker_url is empty"),
-        ({"posthog_jobs_app": {}}, "did you mean posthog_jobs_apps?"),
+        ({"posthog_jobs_app": {}}, "did you mean 'posthog_jobs_apps'?"),
         ({"posthog_jobs_apps": ["teapot"]}, "maps app ids to modules"),
         ({"accept_content": ["json", "pickle"]}, "takes JSON alone"),
         ({"posthog_jobs_max_payload_bytes": 0}, "a whole number above 0"),
@@ -245,7 +245,7 @@ def test_a_payload_over_the_limit_is_refused(
 
 def test_unknown_and_disabled_apps_have_no_meta(producer: PostHogJobs) -> None:
     """Bad input: meta_for an app that is not there, or disabled, says so and names the others."""
-    with pytest.raises(UnknownAppError, match=r"'recoder' \(did you mean 'recorder'\?\)"):
+    with pytest.raises(UnknownAppError, match=r"'recoder'; did you mean 'recorder'\?"):
         producer.meta_for("recoder")
     producer.conf.posthog_jobs_apps = {
         "off": {"module": "tests.samples.recorder", "enabled": False}

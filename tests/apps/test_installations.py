@@ -102,7 +102,7 @@ def test_a_disabled_app(teapot: str) -> None:
 @pytest.mark.parametrize(
     ("app_id", "message"),
     [
-        ("on", r"under the id 'on' \(did you mean 'one'\?\); installed are: one, bad"),
+        ("on", r"under the id 'on'; did you mean 'one'\? installed are: one, bad"),
         ("zzz", r"under the id 'zzz'; installed are: one, bad. Add it to posthog_jobs_apps"),
         (5, r"under the id 5; installed are"),
     ],

@@ -15,7 +15,7 @@ def public(**fields: dict[str, Any]) -> PublicJob:
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "string": (["a"], [5, True, ["a"]]),
     "boolean": ([True, False], [1, "true"]),
-    "number": ([0, 1.5, -3, 10**400], [True, "5", float("nan"), float("inf")]),
+    "number": ([0, 1.5, -3], [True, "5", float("nan"), float("inf")]),
     "json": ([0, "a", {"b": [1]}, [], False], []),
     "date": (
         ["2030-01-31", "2030-01-31T12:00:00.000Z", "2030-01-31T12:00+02:00"],

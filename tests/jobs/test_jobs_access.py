@@ -43,8 +43,8 @@ def test_access_by_attribute_and_item(jobs: Jobs, sender: Recorder) -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("retry_request", "; did you mean 'retryRequest'? It exports: "),
-        ("cleanUp", "; did you mean 'clean_up'? It exports: "),
+        ("retry_request", "; did you mean 'retryRequest'? it exports: "),
+        ("cleanUp", "; did you mean 'clean_up'? it exports: "),
         ("zzz", "; it exports: retryRequest, clean_up, either, keys, _private"),
         ("", "; it exports: "),
     ],

@@ -115,7 +115,7 @@ def test_the_wrong_method(meta: Meta) -> None:
 
 def test_an_unknown_metric(meta: Meta) -> None:
     """Metrics: a name that is not declared is an error at once, with the close one."""
-    with pytest.raises(UnknownMetricError, match=r"no metric 'cuont' \(did you mean 'count'\?\)"):
+    with pytest.raises(UnknownMetricError, match=r"no metric 'cuont'; did you mean 'count'\?"):
         meta.metrics["cuont"].increment()
     assert not hasattr(meta.metrics, "other")
     assert not hasattr(meta.metrics, "__other__")
