@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs import redaction
-from posthog_jobs.masks import MASK
-from posthog_jobs.redaction import guard, keep_secret, redact
+from posthog_jobs.redaction import MASK, guard, keep_secret, redact
 from tests.nodes import poll
 
 if TYPE_CHECKING:

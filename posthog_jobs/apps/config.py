@@ -13,7 +13,7 @@ from posthog_jobs.apps.attachment import Attachment
 from posthog_jobs.apps.config_field import ConfigField
 from posthog_jobs.apps.declaration import is_empty
 from posthog_jobs.errors import AppConfigError, AppLoadError, did_you_mean
-from posthog_jobs.masks import MASK, masked, texts, told, unmasked
+from posthog_jobs.redaction import MASK, masked, secret_texts, texts, unmasked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -128,7 +128,7 @@ class ConfigSchema:
         for key, value in config.items():
             declared = self.fields.get(key)
             if declared is None:
-                found.update(told(key, value))
+                found.update(secret_texts(key, value))
             elif declared.secret:
                 found.update(_secrets_in(declared, value))
         return frozenset(found)

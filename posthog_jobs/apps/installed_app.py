@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from posthog_jobs.masks import MASK
+from posthog_jobs.redaction import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

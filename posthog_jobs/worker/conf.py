@@ -9,7 +9,7 @@ from celery.app.utils import Settings as CelerySettings
 from celery.app.utils import filter_hidden_settings
 from kombu.utils.url import maybe_sanitize_url
 
-from posthog_jobs.masks import MASK, masked
+from posthog_jobs.redaction import MASK, masked
 from posthog_jobs.settings import PREFIX
 
 

@@ -10,9 +10,9 @@ from celery.worker.control import inspect_command
 from redis.exceptions import RedisError
 
 from posthog_jobs.broker.transport.channel import DurableChannel
-from posthog_jobs.masks import masked
 from posthog_jobs.operate.doctor.clocks import measure
 from posthog_jobs.operate.doctor.report import COMMAND, WorkerReport, broken, installed, versions
+from posthog_jobs.redaction import masked
 
 logger = get_logger(__name__)
 

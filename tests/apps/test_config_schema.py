@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from posthog_jobs.apps.attachment import MAX_ATTACHMENT_BYTES, Attachment
 from posthog_jobs.apps.config import OPEN, ConfigSchema
 from posthog_jobs.errors import AppConfigError
-from posthog_jobs.masks import MASK
+from posthog_jobs.redaction import MASK
 
 FILE: dict[str, Any] = {
     "content_type": "application/json",

@@ -22,7 +22,7 @@ from posthog_jobs.errors import (
     StoreUnavailableError,
     UnknownAppError,
 )
-from posthog_jobs.masks import MASK
+from posthog_jobs.redaction import MASK
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, closed_port, poll
 
