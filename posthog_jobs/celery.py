@@ -24,11 +24,11 @@ from posthog_jobs.broker import rabbitmq, transport
 from posthog_jobs.broker.embedded import EmbeddedServer
 from posthog_jobs.broker.failures import Failures
 from posthog_jobs.broker.failures_beside import FailuresBeside
-from posthog_jobs.broker.reaching import unavailable
-from posthog_jobs.broker.redis import RedisServer
+from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
 from posthog_jobs.broker.transport.sending import sending
+from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.errors import UnsupportedByBrokerError
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.tick_ledger import TickLedger
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+    from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.operate.doctor.findings import Finding
     from posthog_jobs.worker.job_ends import JobEnd
@@ -87,7 +88,7 @@ class PostHogJobs(Celery):
         #: Told of each end of a job in this worker; the log is told anyway.
         self.on_job_end: Callable[[JobEnd], object] | None = None
         # without what sending sets: how long a job may take to be sent is no time for a reply
-        self._broker = RedisServer(super().connection_for_write)
+        self._broker = redis_server(super().connection_for_write)
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
         self._delays = rabbitmq.Delays(self)
@@ -135,7 +136,7 @@ class PostHogJobs(Celery):
                     settings = self.settings
                     server = self._broker
                     if settings.redis_url is not None:
-                        server = RedisServer(partial(self._store_connection, settings.redis_url))
+                        server = redis_server(partial(self._store_connection, settings.redis_url))
                     self._runtime = Runtime(settings, self._sender, server, RedisStore(server))
         return self._runtime
 
@@ -201,15 +202,8 @@ class PostHogJobs(Celery):
 
     @property
     def schedule(self) -> Schedule:
-        """What waits on the broker: to be listed, counted, cancelled and moved.
-
-        Raises:
-            UnsupportedByBrokerError: the broker is not Redis.
-            BrokerUnavailableError: it does not answer.
-        """
-        with unavailable():
-            client, keys = self._broker.connected()
-        return Schedule(client, global_keyprefix=keys.global_keyprefix, revoke=self.control.revoke)
+        """What waits on the broker: to be listed, counted, cancelled and moved."""
+        return Schedule(self._broker, revoke=self.control.revoke)
 
     @property
     def apps(self) -> Apps:
@@ -251,22 +245,10 @@ class PostHogJobs(Celery):
 
     @property
     def failures(self) -> Failures:
-        """What failed, kept on the broker: to be listed, counted, replayed and discarded.
-
-        Raises:
-            UnsupportedByBrokerError: neither is the broker Redis, nor is one beside it.
-            BrokerUnavailableError: it does not answer.
-        """
+        """What failed, kept on the broker: to be listed, counted, replayed and discarded."""
         server = self._redis
-        try:
-            with unavailable():
-                client, keys = server.connected()
-        except UnsupportedByBrokerError as error:
-            raise UnsupportedByBrokerError(
-                f"{error}; set posthog_jobs_redis_url, and what fails is kept there"
-            ) from None
         send = None if server is self._broker else self.failures_beside.send
-        return Failures(client, global_keyprefix=keys.global_keyprefix, send=send)
+        return Failures(server, send=send)
 
     @property
     def failures_beside(self) -> FailuresBeside:
@@ -317,14 +299,14 @@ class PostHogJobs(Celery):
 
         def store() -> RedisServer | None:
             url = self.settings.redis_url
-            return None if url is None else RedisServer(partial(self._store_connection, url))
+            return None if url is None else redis_server(partial(self._store_connection, url))
 
         return Examination(self, broker=self._broker, store=store, timeout=timeout).findings()
 
     def broker_with_timeout(self, seconds: float) -> RedisServer:
         """Return the broker, with timeouts of its own to connect and for a reply."""
         limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-        return RedisServer(partial(self.connection_for_write, transport_options=limits))
+        return redis_server(partial(self.connection_for_write, transport_options=limits))
 
     def broker_warnings(self) -> list[str]:
         """Return what the broker is set up to lose, a sentence each; none for RabbitMQ."""

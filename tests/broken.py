@@ -9,7 +9,7 @@ from redis import Redis
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.failure import FailedJob
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.broker.transport.dead_letters import DeadLetters
 from posthog_jobs.broker.transport.line import Line

@@ -21,6 +21,7 @@ from pytest_celery import CeleryTestContainer, CeleryWorkerContainer, RedisConta
 from pytest_docker_tools.exceptions import ContainerFailed, ContainerNotReady
 
 from posthog_jobs.broker.embedded import find_binary
+from posthog_jobs.broker.redis import Keys, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -232,3 +233,8 @@ def poll(what: str, condition: Any, timeout: float = 60.0) -> Any:
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout:g} s")
         time.sleep(0.02)
+
+
+def fixed_server(client: Any, prefix: str = "") -> RedisServer:
+    """Return what schedule and failed jobs are read from: a client of the test's own."""
+    return RedisServer(lambda: (client, Keys(prefix)))

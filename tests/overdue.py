@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posthog_jobs.broker.envelope import partition_of
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 
 
 def bring_forward(client: Any, app_id: str, job: str, seconds: float) -> None:

@@ -11,15 +11,14 @@ from kombu.utils.json import loads
 from redis.exceptions import WatchError
 
 from posthog_jobs.apps.entries import AppEntry, read_entry
-from posthog_jobs.broker.keys import APPS_VERSION
+from posthog_jobs.broker.redis import APPS_VERSION
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.jobs.values import encode
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from posthog_jobs.broker.keys import Keys
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.redis import Keys, RedisServer
 
 logger = logging.getLogger(__name__)
 

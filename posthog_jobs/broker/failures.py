@@ -21,18 +21,18 @@ from posthog_jobs.broker.failure import (
     FailedPage,
     Reason,
 )
-from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
-from posthog_jobs.broker.reaching import reaching_broker
+from posthog_jobs.broker.redis import reaching_broker
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR
-from posthog_jobs.errors import ReplayError, UnknownFailureError
+from posthog_jobs.errors import ReplayError, UnknownFailureError, UnsupportedByBrokerError
 from posthog_jobs.jobs.moments import milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
-    from redis import Redis
+    from posthog_jobs.broker.redis import Keys, RedisServer
+
 
 #: Partitions asked in one round trip, and ids in one script call.
 _PARTITIONS: Final = 200
@@ -66,23 +66,36 @@ class Failures:
     """The failed jobs of one broker.
 
     Args:
-        client: a Redis client for the broker's database; its replies must be bytes.
-        global_keyprefix: kombu's transport option of that name, if the app sets it.
+        server: where they are kept.
         send: sends a message, as JSON, to the queue of a name, where the broker is another one.
 
-    Every method raises BrokerUnavailableError when Redis does not answer.
+    Every method raises BrokerUnavailableError when Redis does not answer, and
+    UnsupportedByBrokerError when neither is the broker Redis, nor is there one beside it.
     """
 
+    __slots__ = ("_send", "_server")
+
     def __init__(
-        self,
-        client: Redis,
-        *,
-        global_keyprefix: str = "",
-        send: Callable[[str, str], None] | None = None,
+        self, server: RedisServer, *, send: Callable[[str, str], None] | None = None
     ) -> None:
-        self._client: Any = client
-        self._keys = Keys(global_keyprefix)
-        self._send = send
+        self._server: Final = server
+        self._send: Final = send
+
+    @property
+    def _client(self) -> Any:
+        return self._connected()[0]
+
+    @property
+    def _keys(self) -> Keys:
+        return self._connected()[1]
+
+    def _connected(self) -> tuple[Any, Keys]:
+        try:
+            return self._server.connected()
+        except UnsupportedByBrokerError as error:
+            raise UnsupportedByBrokerError(
+                f"{error}; set posthog_jobs_redis_url, and what fails is kept there"
+            ) from None
 
     # -- look -------------------------------------------------------------------------------
 

@@ -1,14 +1,19 @@
-"""A Redis server by its URL, as kombu reads it: one client per process."""
+"""A Redis server: its keys, the client of a process, and one error for a server that is away.
+
+An app id has no colon, so that no key of one installation can be spelt as another's.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from kombu.exceptions import OperationalError
-from redis import Redis, exceptions
+from redis.exceptions import RedisError, ResponseError
 
-from posthog_jobs.broker.keys import Keys
 from posthog_jobs.errors import (
+    BrokerUnavailableError,
     ConfigurationError,
     StoreUnavailableError,
     StoreValueError,
@@ -16,16 +21,162 @@ from posthog_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from kombu import Connection
+    from redis import Redis
 
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
-_NO_LIMIT: Final = 2**31
+#: What every key of ours begins with, behind kombu's `global_keyprefix`.
+PREFIX = "posthog_jobs:"
 
-_TIMEOUT: Final = 5.0  # seconds to connect, and for a reply; a call here takes milliseconds
+#: The field of `Keys.apps` that is no app id; `lua/turn.lua` reads it.
+APPS_VERSION = ":version"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names under one prefix.
+
+    Args:
+        global_keyprefix: kombu's transport option of that name.
+    """
+
+    global_keyprefix: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What the scripts derive the other names from."""
+        return f"{self.global_keyprefix}{PREFIX}"
+
+    @property
+    def fixed(self) -> list[str]:
+        """KEYS[1-5] of every script but `enqueue.lua`, see `lua/schedule_lib.lua`."""
+        prefix = self.prefix
+        return [f"{prefix}{name}" for name in ("heads", "waiting", "keyed", "promoted", "leases")]
+
+    @property
+    def heads(self) -> str:
+        """Sorted set: partition (app and job) → due time, in ms, of the first that waits there."""
+        return f"{self.prefix}heads"
+
+    @property
+    def waiting(self) -> str:
+        """Hash: id → record of what waits."""
+        return f"{self.prefix}waiting"
+
+    @property
+    def keyed(self) -> str:
+        """Hash: partition and key → id that waits under it."""
+        return f"{self.prefix}keyed"
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: owner of a lease → when it ends, in ms."""
+        return f"{self.prefix}leases"
+
+    @property
+    def failures(self) -> list[str]:
+        """KEYS[6-10] of the scripts about failed jobs, see `lua/failed_lib.lua`."""
+        names = ("failed", "failed_messages", "failed_at", "failed_parts", "failed_dropped")
+        return [f"{self.prefix}{name}" for name in names]
+
+    @property
+    def failed(self) -> str:
+        """Hash: id → why, and with what details, a job failed."""
+        return f"{self.prefix}failed"
+
+    @property
+    def failed_messages(self) -> str:
+        """Hash: id → queue and message of a failed job."""
+        return f"{self.prefix}failed_messages"
+
+    @property
+    def failed_at(self) -> str:
+        """Sorted set: id → when a job failed, in ms."""
+        return f"{self.prefix}failed_at"
+
+    @property
+    def failed_parts(self) -> str:
+        """Set of the partitions (app, job, reason and state) that failed jobs are in."""
+        return f"{self.prefix}failed_parts"
+
+    @property
+    def failed_dropped(self) -> str:
+        """How many failed jobs were let go, by age or because there were too many."""
+        return f"{self.prefix}failed_dropped"
+
+    def failed_part(self, partition: str) -> str:
+        """Sorted set: id → when it failed, in ms, of the failed jobs of a partition."""
+        return f"{self.prefix}failed:{partition}"
+
+    def replay_lock(self, task_id: str) -> str:
+        """Token of who sends a failed job again, by another broker; expires."""
+        return f"{self.prefix}replay:{task_id}"
+
+    def deliveries(self, task_id: str) -> str:
+        """How often a job was started that had been delivered before."""
+        return f"{self.prefix}deliveries:{task_id}"
+
+    def sent(self, sender: str) -> str:
+        """What was taken last from a sender: its token, and what became of it; for a minute."""
+        return f"{self.prefix}sent:{sender}"
+
+    @property
+    def apps(self) -> str:
+        """Hash: app id → record of what is installed, and `APPS_VERSION` → the newest of theirs."""
+        return f"{self.prefix}apps"
+
+    @property
+    def unacked_index(self) -> str:
+        """Sorted set of stock kombu: delivery tag → when (s) a stock worker got the message."""
+        return f"{self.global_keyprefix}unacked_index"
+
+    def due(self, partition: str) -> str:
+        """Sorted set: id → due time, in ms, of what waits in a partition."""
+        return f"{self.prefix}due:{partition}"
+
+    def inflight(self, owner: str) -> str:
+        """Hash: tag → queue and message of what a lease holds."""
+        return f"{self.prefix}inflight:{owner}"
+
+    def queue(self, queue: str) -> str:
+        """The list of kombu for a queue and priority."""
+        return f"{self.global_keyprefix}{queue}"
+
+    def wake(self, queue: str | None = None) -> str:
+        """List that sleeping workers wait on: of a queue and priority, or of the schedule."""
+        return f"{self.prefix}wake" if queue is None else f"{self.prefix}wake:{self.queue(queue)}"
+
+    def export(self, app_id: str) -> tuple[str, str]:
+        """The buffer of what an installation exports: list of events, and hash of its state."""
+        return f"{self.prefix}export:{app_id}", f"{self.prefix}export_state:{app_id}"
+
+    def cache(self, app_id: str, key: str) -> str:
+        """One value or list of an installation's `meta.cache`."""
+        return f"{self.prefix}cache:{app_id}:{key}"
+
+    def storage(self, app_id: str) -> str:
+        """Hash: key → value of an installation's `meta.storage`."""
+        return f"{self.prefix}storage:{app_id}"
+
+    def metrics(self, app_id: str) -> str:
+        """Hash: kind and name of a metric → value, of an installation's `meta.metrics`."""
+        return f"{self.prefix}metrics:{app_id}"
+
+    def ticks(self, app_id: str) -> str:
+        """Hash: hook → boundary, in s, of the installation's tick that ended last."""
+        return f"{self.prefix}ticks:{app_id}"
+
+    def tick_claim(self, app_id: str, hook: str, seconds: int) -> str:
+        """There while a tick, of a boundary in s, is under way on a broker that knows no keys."""
+        return f"{self.prefix}tick_claim:{app_id}:{hook}:{seconds}"
+
+    def tick_lock(self, app_id: str) -> str:
+        """Token of who runs an installation's `run_every_…`; expires unless it is renewed."""
+        return f"{self.prefix}tick:{app_id}"
+
 
 #: How Redis' errors begin that mean: not this command for the value of this key.
 _WRONG_KIND: Final = (
@@ -38,48 +189,31 @@ _WRONG_KIND: Final = (
 
 
 class RedisServer:
-    """A Redis client that is made at the first call, and the names of the keys it uses."""
+    """A Redis server, which is connected to at the first call; one client per process."""
 
-    __slots__ = ("_client", "_connect", "_keys")
+    __slots__ = ("_connect", "_connected")
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[[], tuple[Redis, Keys]]) -> None:
         """Remember how to connect.
 
         Args:
-            connect: gives a kombu connection, which knows every form that a broker URL has.
+            connect: makes a client, whose replies are bytes, and the names of the keys it uses.
+                Raises UnsupportedByBrokerError where the server is not Redis, RedisError or
+                OSError where it does not answer.
         """
-        self._connect = connect
-        self._client: Redis | None = None
-        self._keys = Keys()
+        self._connect: Final = connect
+        self._connected: tuple[Redis, Keys] | None = None
 
     def connected(self) -> tuple[Redis, Keys]:
         """Return the client, connected or not, and the key names.
 
         Raises:
-            UnsupportedByBrokerError: it is no Redis.
-            redis.exceptions.RedisError, kombu.exceptions.KombuError, OSError: it does not answer.
+            UnsupportedByBrokerError: it is not Redis.
+            redis.exceptions.RedisError, OSError: it does not answer.
         """
-        if self._client is None:
-            with self._connect() as connection:
-                if connection.transport.driver_type != "redis":
-                    raise UnsupportedByBrokerError(
-                        f"the broker is {connection.transport.driver_name}, which cannot do this; "
-                        "Redis can"
-                    )
-                # else kombu sleeps for 2 s before it tries once more, or the next of several URLs
-                connection.ensure_connection(max_retries=1, interval_start=0)
-                # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
-                channel = connection.channel()
-                pool = channel._get_pool()  # noqa: SLF001
-                # no job hangs with its server; what the operator set has precedence
-                for timeout in ("socket_timeout", "socket_connect_timeout"):
-                    if pool.connection_kwargs.get(timeout, _TIMEOUT) is None:
-                        pool.connection_kwargs[timeout] = _TIMEOUT
-                # kombu's limit of 10 is for its own channels: these are as many as threads call
-                pool.max_connections = _NO_LIMIT
-                self._keys = Keys(channel.global_keyprefix)
-            self._client = Redis(connection_pool=pool)
-        return self._client, self._keys
+        if self._connected is None:
+            self._connected = self._connect()
+        return self._connected
 
     def call(
         self, function: Callable[[Redis, Keys], T], what: str = "meta.cache and meta.storage"
@@ -101,9 +235,35 @@ class RedisServer:
             raise ConfigurationError(
                 f"{what} need Redis, and {error}; set posthog_jobs_redis_url"
             ) from None
-        except exceptions.ResponseError as error:
+        except ResponseError as error:
             if str(error).startswith(_WRONG_KIND):
                 raise StoreValueError(f"the key holds a value of another kind: {error}") from None
             raise StoreUnavailableError(f"Redis refused the call: {error}") from error
-        except (exceptions.RedisError, OperationalError, OSError) as error:
+        except (RedisError, OSError) as error:
             raise StoreUnavailableError(f"Redis does not answer {what}: {error}") from error
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn what Redis' client raises into our own error.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer, or refuses the call.
+    """
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise BrokerUnavailableError(
+            f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
+        ) from error
+
+
+def reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method raise BrokerUnavailableError, as `unavailable` does."""
+
+    @wraps(method)
+    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
+        with unavailable():
+            return method(*args, **kwargs)
+
+    return reaching

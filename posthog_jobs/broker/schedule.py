@@ -20,9 +20,8 @@ from posthog_jobs.broker.envelope import (
     parse_partition,
     partition_of,
 )
-from posthog_jobs.broker.keys import Keys
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
-from posthog_jobs.broker.reaching import reaching_broker
+from posthog_jobs.broker.redis import reaching_broker
 from posthog_jobs.jobs.due import due_at
 from posthog_jobs.jobs.message import Steered
 from posthog_jobs.jobs.moments import EPOCH, milliseconds, moment_of
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from redis import Redis
+    from posthog_jobs.broker.redis import Keys, RedisServer
+
 
 #: Partitions and rows per script call, and jobs per batch of `cancel_all`, so that each call is
 #: short for the server.
@@ -138,23 +138,33 @@ class Schedule:
     """What waits on one broker.
 
     Args:
-        client: a Redis client for the broker's database; its replies must be bytes.
-        global_keyprefix: kombu's transport option of that name, if the app sets it.
+        server: the broker.
         revoke: called with the id of a job that `cancel` found to have left the schedule.
 
-    Every method raises BrokerUnavailableError when Redis does not answer.
+    Every method raises BrokerUnavailableError when Redis does not answer, and
+    UnsupportedByBrokerError when the broker is not Redis.
     """
 
+    __slots__ = ("_revoke", "_server")
+
     def __init__(
-        self,
-        client: Redis,
-        *,
-        global_keyprefix: str = "",
-        revoke: Callable[[str], object] | None = None,
+        self, server: RedisServer, *, revoke: Callable[[str], object] | None = None
     ) -> None:
-        self._client: Any = client
-        self._keys = Keys(global_keyprefix)
-        self._revoke = revoke
+        self._server: Final = server
+        self._revoke: Final = revoke
+
+    @property
+    def _client(self) -> Any:
+        return self._server.connected()[0]
+
+    @property
+    def _keys(self) -> Keys:
+        return self._server.connected()[1]
+
+    @reaching_broker
+    def check(self) -> None:
+        """Connect, if that has not been done; raises what each method raises then."""
+        self._server.connected()
 
     # -- look -------------------------------------------------------------------------------
 

@@ -91,7 +91,8 @@ class JobSender:
         """
         headers = {}
         if message.key is not None:
-            schedule = self._app.schedule  # which only Redis has
+            schedule = self._app.schedule
+            schedule.check()  # only Redis knows keys
             headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
             last_outcome.set(None)
         absent = message.payload is ABSENT

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.lock import Lock
 
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.hooks.ticks import Tick
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from posthog_jobs.broker.keys import Keys
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.redis import Keys, RedisServer
     from posthog_jobs.jobs.lane import Lane
 
 

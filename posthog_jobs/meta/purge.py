@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from redis import Redis
 
-    from posthog_jobs.broker.keys import Keys
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.redis import Keys, RedisServer
 
 #: Keys that Redis looks at in one step of a search through all of them, and deletes in one call.
 _STEP: Final = 1000

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from redis import Redis
 
-    from posthog_jobs.broker.keys import Keys
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.redis import Keys, RedisServer
 
 
 class RedisStorage:

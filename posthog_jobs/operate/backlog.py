@@ -10,7 +10,7 @@ from posthog_jobs.broker.envelope import parse_partition
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
 
 #: How many partitions (app ids and jobs) are looked at one by one, those that are due first, and
 #: how many leases: so much takes Redis some milliseconds.

@@ -20,7 +20,7 @@ from posthog_jobs.broker.envelope import (
     WAITED_HEADER,
 )
 from posthog_jobs.broker.rabbitmq import is_configured
-from posthog_jobs.broker.reaching import unavailable
+from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.errors import (
     AppBusyError,

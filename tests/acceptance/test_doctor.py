@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.operate.doctor.findings import Verdict
 from tests.conftest import APPS

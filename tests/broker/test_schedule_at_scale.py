@@ -14,7 +14,7 @@ from redis import Redis
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.envelope import partition_of, take
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS

@@ -13,8 +13,9 @@ import redis
 
 from posthog_jobs.broker.envelope import body_of, take
 from posthog_jobs.broker.failures import Failures
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.schedule import Schedule
+from tests.nodes import fixed_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +74,7 @@ def sample(client: Any) -> Sample | None:
 
 def unfinished(client: Any) -> int:
     """Return how many jobs are due by tomorrow, queued or in flight."""
-    soon = Schedule(client).count(before=datetime.now(UTC) + timedelta(days=1))
+    soon = Schedule(fixed_server(client)).count(before=datetime.now(UTC) + timedelta(days=1))
     while (now := sample(client)) is None:
         time.sleep(0.1)
     return soon + now.queued + now.in_flight
@@ -82,7 +83,7 @@ def unfinished(client: Any) -> int:
 def doubled_keys(client: Any) -> list[str]:
     """Return the keys under which more than one job waits; none while the broker is away."""
     try:
-        page = Schedule(client).list(job="keyed", limit=_PAGE)
+        page = Schedule(fixed_server(client)).list(job="keyed", limit=_PAGE)
     except Exception:  # noqa: BLE001  # it is killed now and then
         return []
     counts = Counter(job.key for job in page.jobs if job.key is not None)
@@ -92,7 +93,7 @@ def doubled_keys(client: Any) -> list[str]:
 def remains(client: Any) -> Remains:
     """Read all that the broker holds; nobody may be at it any more."""
     found = Remains()
-    schedule, failures = Schedule(client), Failures(client)
+    schedule, failures = Schedule(fixed_server(client)), Failures(fixed_server(client))
     cursor: str | None = None
     while True:
         page = schedule.list(limit=_PAGE, cursor=cursor)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.keys import Keys
-from posthog_jobs.broker.redis import RedisServer
+from posthog_jobs.broker.redis import Keys
+from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError, RetryError, StoreUnavailableError
 from posthog_jobs.hooks import exports as exporter_module
@@ -46,7 +46,7 @@ def sender() -> Recorder:
 
 @pytest.fixture
 def exporter(idle_app: PostHogJobs, sender: Recorder, redis: Redis) -> Exporter:
-    return Exporter(sender, RedisServer(idle_app.connection_for_write))
+    return Exporter(sender, redis_server(idle_app.connection_for_write))
 
 
 def exporting(app_id: str = "one", **config: Any) -> Installation:
@@ -246,7 +246,7 @@ def test_an_app_that_is_gone(exporter: Exporter, sender: Recorder, redis: Redis)
 def test_without_redis(sender: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """Never lost: where the buffer's Redis is away, events are sent one by one; logged once."""
     app = PostHogJobs(config_source={"broker_url": f"redis://127.0.0.1:{closed_port()}/0"})
-    exporter = Exporter(sender, RedisServer(app.connection_for_write))
+    exporter = Exporter(sender, redis_server(app.connection_for_write))
 
     exporter.add(event(1), [exporting(), exporting("two")])
     exporter.add(event(2), [exporting()])

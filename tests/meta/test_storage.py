@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.redis import RedisServer
+from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     ConfigurationError,
@@ -86,7 +86,7 @@ def backend_of(url: str | None, redis_url: str) -> StorageBackend:
     if url is not None:
         return SQLStorage(url)
     app = PostHogJobs(config_source={"broker_url": redis_url})
-    return RedisStorage(RedisServer(app.connection_for_write))
+    return RedisStorage(redis_server(app.connection_for_write))
 
 
 VALUES: list[object] = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.operate import backlog
 from posthog_jobs.operate.backlog import read_backlog
 from tests.overdue import bring_forward

@@ -15,6 +15,7 @@ from posthog_jobs.broker.schedule import Forecast, Schedule
 from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
 from posthog_jobs.jobs.message import Steered
+from tests.nodes import fixed_server
 from tests.pace import Pace
 
 from .processes import until
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def schedule(site: Site) -> Schedule:
-    return Schedule(site.redis)
+    return Schedule(fixed_server(site.redis))
 
 
 def send(

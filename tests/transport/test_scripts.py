@@ -23,10 +23,11 @@ from hypothesis.stateful import (
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.envelope import pack, parse_partition, partition_of
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.jobs.message import Steered
+from tests.nodes import fixed_server
 
 from .processes import until
 
@@ -60,7 +61,7 @@ class Broker(RuleBasedStateMachine):
         super().__init__()
         self.client.flushall()
         self.keys = Keys("p:")
-        self.schedule = Schedule(self.client, global_keyprefix="p:")
+        self.schedule = Schedule(fixed_server(self.client, "p:"))
         self.numbers = count()
         self.all_workers: list[Worker] = []
         self.due: dict[str, float] = {}

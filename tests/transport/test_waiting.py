@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from posthog_jobs.broker.schedule import Schedule
+from tests.nodes import fixed_server
 from tests.pace import Pace
 
 from .processes import until
@@ -77,7 +78,7 @@ def test_a_long_job_outlives_the_lease(site: Site) -> None:
 def test_years_ahead_has_no_ttl(site: Site) -> None:
     """Nothing that waits has a time to live, however far ahead it is due."""
     site.app().send_task("run", eta=datetime(2200, 1, 1, tzinfo=UTC), task_id="far")
-    job = Schedule(site.redis).get("far")
+    job = Schedule(fixed_server(site.redis)).get("far")
     assert job is not None
     assert job.due == datetime(2200, 1, 1, tzinfo=UTC)
     ttls = {
@@ -108,7 +109,7 @@ def test_stock_eta_messages_in_the_queue_are_deferred(site: Site) -> None:
         eta = datetime.fromtimestamp(due, UTC)
         stock.send_task("clock", args=[due], eta=eta, task_id="early")
         stock.send_task("run", args=["past"], eta=eta - timedelta(hours=1))
-        waiting = until(lambda: Schedule(site.redis).get("early"))
+        waiting = until(lambda: Schedule(fixed_server(site.redis)).get("early"))
         assert waiting.due == eta.replace(microsecond=eta.microsecond // 1000 * 1000) + timedelta(
             milliseconds=1 if eta.microsecond % 1000 else 0
         )
@@ -128,7 +129,11 @@ def test_thousands_due_at_one_instant(site: Site) -> None:
     def drain() -> float:
         """Wait until nothing waits or is queued; how long that took."""
         begun = time.monotonic()
-        until(lambda: Schedule(site.redis).count() == 0 and not site.redis.exists("celery"))
+        until(
+            lambda: (
+                Schedule(fixed_server(site.redis)).count() == 0 and not site.redis.exists("celery")
+            )
+        )
         return time.monotonic() - begun
 
     app = site.app()
@@ -159,12 +164,12 @@ def test_a_worker_that_starts_late_catches_up(site: Site) -> None:
     with app.producer_pool.acquire(block=True) as producer:
         for _ in range(count):
             app.send_task("noop", eta=due, producer=producer)
-    assert Schedule(site.redis).count() == count
+    assert Schedule(fixed_server(site.redis)).count() == count
     until(lambda: datetime.now(UTC) >= due, seconds=70)
     site.watch_calls()
 
     def left() -> int:
-        return Schedule(site.redis).count() + int(site.redis.llen("celery"))
+        return Schedule(fixed_server(site.redis)).count() + int(site.redis.llen("celery"))
 
     def seconds(share: float) -> float:
         until(lambda: left() <= count * share, seconds=120)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.redis import RedisServer
+from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.errors import (
     AppDisabledError,
     AppLoadError,
@@ -77,7 +77,7 @@ def runtime(tmp_path: Path) -> Runtime:
         "failed": {"module": module, "team_id": 3, "config": {"error": ValueError("no url")}},
         "bad": str(tmp_path / "bad.py"),
     }
-    return Runtime(Settings(apps=apps), Recorder(), RedisServer(no_connection))
+    return Runtime(Settings(apps=apps), Recorder(), redis_server(no_connection))
 
 
 def called(runtime: Runtime) -> list[Any]:

@@ -14,7 +14,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
 from posthog_jobs.broker import envelope, scripts
-from posthog_jobs.broker.keys import Keys
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.transport.acknowledgement import QoS
 from posthog_jobs.broker.transport.lease import Lease
 from posthog_jobs.broker.transport.line import Line

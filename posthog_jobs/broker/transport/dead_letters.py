@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from posthog_jobs.broker.failure import FailedJob
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.broker.transport.line import Line
 
 logger = get_logger("kombu.transport.redis")

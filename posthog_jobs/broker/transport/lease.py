@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import ConnectionPool
 
     from posthog_jobs.broker.failure import FailedJob
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
 
 logger = get_logger("kombu.transport.redis")
 

@@ -1,14 +1,29 @@
-"""The transport classes that kombu's aliases point at."""
+"""The transport classes that kombu's aliases point at, and a client of the server behind one."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from kombu.exceptions import KombuError
 from kombu.transport import redis as kombu_redis
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from posthog_jobs.broker.redis import Keys, RedisServer
 from posthog_jobs.broker.transport import OPTION
 from posthog_jobs.broker.transport.channel import Channel, SentinelChannel
 from posthog_jobs.broker.transport.poller import Poller
+from posthog_jobs.errors import UnsupportedByBrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Connection
+
+_NO_LIMIT: Final = 2**31
+
+#: Seconds to connect, and for a reply; a call of a client takes milliseconds.
+_TIMEOUT: Final = 5.0
 
 
 class _Durable:
@@ -63,3 +78,35 @@ class SentinelTransport(_Durable, kombu_redis.SentinelTransport):
 
     Channel = SentinelChannel
     stock = kombu_redis.SentinelTransport
+
+
+def redis_server(connection: Callable[[], Connection]) -> RedisServer:
+    """Return the server of a kombu connection, which knows every form that a broker URL has.
+
+    Args:
+        connection: makes the connection, when the server is first needed.
+    """
+
+    def connect() -> tuple[Redis, Keys]:
+        with connection() as link:
+            if link.transport.driver_type != "redis":
+                raise UnsupportedByBrokerError(
+                    f"the broker is {link.transport.driver_name}, which cannot do this; Redis can"
+                )
+            try:
+                # else kombu sleeps for 2 s before it tries once more, or the next of several URLs
+                link.ensure_connection(max_retries=1, interval_start=0)
+                # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
+                channel = link.channel()
+                pool = channel._get_pool()
+            except KombuError as error:
+                raise RedisConnectionError(str(error)) from error
+            # no job hangs with its server; what the operator set has precedence
+            for timeout in ("socket_timeout", "socket_connect_timeout"):
+                if pool.connection_kwargs.get(timeout, _TIMEOUT) is None:
+                    pool.connection_kwargs[timeout] = _TIMEOUT
+            # kombu's limit of 10 is for its own channels: these are as many as threads call
+            pool.max_connections = _NO_LIMIT
+            return Redis(connection_pool=pool), Keys(channel.global_keyprefix)
+
+    return RedisServer(connect)

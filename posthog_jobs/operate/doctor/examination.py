@@ -31,8 +31,7 @@ from posthog_jobs.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from posthog_jobs.broker.keys import Keys
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.redis import Keys, RedisServer
     from posthog_jobs.broker.schedule import Forecast
     from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.operate.doctor.findings import Finding

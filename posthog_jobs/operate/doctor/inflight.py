@@ -8,7 +8,7 @@ from posthog_jobs.operate.doctor.findings import fail, ok, warn
 from posthog_jobs.operate.doctor.search import search
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.operate.doctor.findings import Finding
 
 #: Seconds after the end of a lease within which a living worker has put its messages back.

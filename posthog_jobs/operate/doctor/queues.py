@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from posthog_jobs.apps.installation import Installations
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.operate.doctor.findings import Finding
     from posthog_jobs.operate.doctor.workers import Crew
 

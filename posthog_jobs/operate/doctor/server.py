@@ -13,7 +13,7 @@ from posthog_jobs.operate.doctor.findings import fail, ok, warn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.operate.doctor.findings import Finding
 
 #: Share of the memory below which what is left is worth a word, and below which it is short.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from kombu import Connection
 
-    from posthog_jobs.broker.keys import Keys
+    from posthog_jobs.broker.redis import Keys
     from posthog_jobs.operate.doctor.findings import Finding
 
 #: How to start a worker.
