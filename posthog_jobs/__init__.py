@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from posthog_jobs.apps.definition import job
     from posthog_jobs.celery import PostHogJobs
     from posthog_jobs.errors import PostHogJobsError, RetryError
     from posthog_jobs.hooks.events import PluginEvent
+    from posthog_jobs.jobs.function import job
     from posthog_jobs.jobs.handle import JobHandle
     from posthog_jobs.jobs.retry import RetryPolicy
     from posthog_jobs.jobs.trigger import Jobs
@@ -47,7 +47,7 @@ _MODULES: Final = {
     "PostHogJobsError": "errors",
     "RetryError": "errors",
     "RetryPolicy": "jobs.retry",
-    "job": "apps.definition",
+    "job": "jobs.function",
 }
 
 

@@ -9,7 +9,7 @@ from posthog_jobs.apps.installation import Installation
 from posthog_jobs.meta.meta import Meta
 
 if TYPE_CHECKING:
-    from posthog_jobs.apps.definition import Function
+    from posthog_jobs.jobs.function import Function
 
 
 def install(app_id: str = "one", version: int = 1, **hooks: Function) -> Installation:

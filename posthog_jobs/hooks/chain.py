@@ -14,8 +14,8 @@ from posthog_jobs.jobs.execution import call
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from posthog_jobs.apps.definition import Function
     from posthog_jobs.apps.installation import Installation
+    from posthog_jobs.jobs.function import Function
     from posthog_jobs.meta.meta import Meta
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from posthog_jobs.jobs.running import Delivery, RunningJob
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.apps.definition import JobFunction
+    from posthog_jobs.jobs.function import JobFunction
     from posthog_jobs.jobs.retry import Policy
     from posthog_jobs.meta.meta import Meta
 

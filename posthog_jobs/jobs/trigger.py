@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from posthog_jobs.apps.definition import JobFunction
     from posthog_jobs.apps.installation import Installation
     from posthog_jobs.jobs.due import Number
+    from posthog_jobs.jobs.function import JobFunction
     from posthog_jobs.jobs.message import Outbox
 
 _MAX_KEY: Final = 200

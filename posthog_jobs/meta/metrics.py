@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.apps.metric_kinds import KINDS
+from posthog_jobs.apps.definition import KINDS
 from posthog_jobs.broker.scripts import EXTREME
 from posthog_jobs.errors import MetricError, UnknownMetricError, did_you_mean, is_number
 

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from posthog_jobs.apps.definition import Function
     from posthog_jobs.apps.installation import Installation
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.hooks.events import PluginEvent
     from posthog_jobs.jobs.due import Number
+    from posthog_jobs.jobs.function import Function
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.schedule import ScheduledJob
     from posthog_jobs.testing.source import App

@@ -52,7 +52,7 @@ def test_names_that_no_task_can_have(name: Any) -> None:
     """Export: a name that a task or Python cannot have is refused, with the app and the name."""
     with pytest.raises(AppLoadError, match=APP) as caught:
         define(jobs={name: with_payload})
-    assert f"{name!r} is no job name; " in str(caught.value)
+    assert f"{name!r} is not a job name; use up to " in str(caught.value)
 
 
 @pytest.mark.parametrize(

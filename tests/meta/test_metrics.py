@@ -139,9 +139,9 @@ def test_a_metric_declared_anew_starts_anew(app: PostHogJobs, meta: Meta) -> Non
         ({"count": "total"}, "metric 'count' is of the kind 'total'; the kinds are sum, max, min"),
         ({"count": "summ"}, "did you mean 'sum'"),
         ({"count": 1}, "is of the kind 1; the kinds"),
-        ({"my count": "sum"}, "'my count' is no name of a metric"),
-        ({"__count": "sum"}, "'__count' is no name of a metric"),
-        ({1: "sum"}, "1 is no name of a metric"),
+        ({"my count": "sum"}, "'my count' is not the name of a metric"),
+        ({"__count": "sum"}, "'__count' is not the name of a metric"),
+        ({1: "sum"}, "1 is not the name of a metric"),
     ],
 )
 def test_what_is_no_declaration(metrics: Any, message: str) -> None:
