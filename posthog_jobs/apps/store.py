@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from kombu.utils.json import loads
 from redis.exceptions import WatchError
 
 from posthog_jobs.apps.entries import AppEntry, read_entry
 from posthog_jobs.broker.redis import APPS_VERSION
 from posthog_jobs.errors import ConfigurationError
-from posthog_jobs.jobs.values import encode
+from posthog_jobs.jobs.payload import encode, loads
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -13,10 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from kombu.utils.json import JSONEncoder
-from kombu.utils.json import loads as kombu_loads
-
 from posthog_jobs.errors import ReplayError
+from posthog_jobs.jobs.payload import encode_other
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,7 +56,10 @@ FRAGMENTS = {
     "aG9yZCI6IG51bGx9XQ==",  # the body of a call without arguments
 }
 
-_encode = JSONEncoder(separators=(",", ":")).encode  # kombu's dumps makes one for each call
+#: Encodes a message as kombu does, without the spaces.
+dumps: Final[Callable[[object], str]] = json.JSONEncoder(
+    separators=(",", ":"), default=encode_other
+).encode
 
 
 def due_of(headers: Mapping[str, Any]) -> int | None:
@@ -130,19 +131,6 @@ def unpack(text: bytes, task_id: str) -> bytes:
 def identity(message: Mapping[str, Any]) -> str:
     """The id that a message waits under: its task id, or its delivery tag if it is no task."""
     return str(message["headers"].get("id") or message["properties"]["delivery_tag"])
-
-
-def dumps(message: dict[str, Any]) -> str:
-    """Encode a message as kombu does, without the spaces."""
-    text: str = _encode(message)
-    return text
-
-
-def loads(raw: bytes) -> Any:
-    """Decode a message; kombu's own way, which visits every object, only where it must."""
-    if b"__type__" in raw:
-        return kombu_loads(raw)
-    return json.loads(raw.decode())
 
 
 def body_of(message: dict[str, Any]) -> bytes:

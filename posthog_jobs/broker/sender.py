@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from kombu.exceptions import KombuError
-from kombu.utils.json import JSONEncoder
 from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.broker.rabbitmq import REFUSALS
 from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.broker.transport.sending import is_away, sending
-from posthog_jobs.errors import BrokerUnavailableError, PayloadTooLargeError
+from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import ABSENT, Steered
+from posthog_jobs.jobs.payload import dumps, measure
 from posthog_jobs.worker.durable_task import describe
 from posthog_jobs.worker.event_tasks import CAPTURE
 from posthog_jobs.worker.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
@@ -26,27 +26,6 @@ if TYPE_CHECKING:
 
     from posthog_jobs.broker.schedule import Schedule
     from posthog_jobs.jobs.message import JobMessage
-
-_encode: Final = JSONEncoder().encode  # what kombu's dumps makes anew for each call
-
-
-def measure(payload: object, largest: int) -> int:
-    """Return the size of a payload as JSON, in bytes.
-
-    Args:
-        payload: what shall travel, checked.
-        largest: the setting `posthog_jobs_max_payload_bytes`.
-
-    Raises:
-        PayloadTooLargeError: it is larger.
-    """
-    size = len(_encode(payload))
-    if size > largest:
-        raise PayloadTooLargeError(
-            f"the payload has {size} bytes as JSON, over the limit of {largest}; keep the data "
-            "elsewhere and send where it is, or raise posthog_jobs_max_payload_bytes"
-        )
-    return size
 
 
 class JobSender:
@@ -156,7 +135,7 @@ class JobSender:
         Raises:
             BrokerUnavailableError: the broker did not take it.
         """
-        argsrepr = describe(app_id, len(_encode(events)))
+        argsrepr = describe(app_id, len(dumps(events)))
         options = {"task_id": task_id, "countdown": delay, "retries": retries}
         self._publish(EXPORT_EVENTS, (app_id, events), argsrepr, **options)
 

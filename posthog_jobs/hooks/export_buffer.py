@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import uuid4
 
-from kombu.utils.json import loads
-
 from posthog_jobs.broker.scripts import BUFFER_EXPORT, TAKE_EXPORT
+from posthog_jobs.jobs.payload import loads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,13 +9,12 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from uuid import uuid4
 
-from kombu.utils.json import dumps
-
 from posthog_jobs.apps.export_options import ExportOptions
 from posthog_jobs.errors import ConfigurationError, RetryError, StoreUnavailableError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.hooks.export_buffer import Batch, ExportBuffer, Flush
 from posthog_jobs.jobs.execution import in_worker
+from posthog_jobs.jobs.payload import dumps
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, delay_after
 
 if TYPE_CHECKING:

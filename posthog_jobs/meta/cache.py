@@ -7,10 +7,11 @@ not, in the order in which they were called.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.errors import StoreValueError, is_number, is_whole
-from posthog_jobs.jobs.values import check_key, decode, encode
+from posthog_jobs.jobs.payload import check_key, decode, encode, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +103,18 @@ class Cache:
         """
         _check_whole(count=count)
         text = encode(element)
-        return self._call("lrem", key, lambda redis, name: redis.lrem(name, count, text))
+
+        def call(redis: Any, name: str) -> Any:  # as redis-py's types take no text in bytes
+            if "{" not in text:
+                return redis.lrem(name, count, text)
+            # an object equals one whose keys stand in another order, which is another text
+            wanted = in_order(text)
+            equal = [same for same in redis.lrange(name, 0, -1) if in_order(same) == wanted]
+            chosen = Counter(equal[:count] if count > 0 else equal[count:])
+            sign = -1 if count < 0 else 1
+            return sum(redis.lrem(name, sign * times, same) for same, times in chosen.items())
+
+        return self._call("lrem", key, call)
 
     def _call(self, what: str, key: str, call: Callable[[Redis, str], Any]) -> Any:
         check_key(key)
@@ -113,7 +125,7 @@ class Cache:
         )
 
 
-def _listed(elements: object) -> list[object]:
+def _listed(elements: Any) -> list[Any]:
     return elements if isinstance(elements, list) else [elements]
 
 

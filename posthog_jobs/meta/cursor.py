@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.errors import StoreValueError, is_whole
-from posthog_jobs.jobs.values import check_key
+from posthog_jobs.jobs.payload import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

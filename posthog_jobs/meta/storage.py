@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from posthog_jobs.jobs.values import check_key, decode, encode
+from posthog_jobs.jobs.payload import check_key, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from kombu.utils.json import dumps, loads
-
-from posthog_jobs.broker.sender import measure
 from posthog_jobs.jobs.message import ABSENT, Steered
+from posthog_jobs.jobs.payload import dumps, loads, measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kombu.utils.json import dumps, loads
+from kombu.utils import json as kombu_json
 
-from posthog_jobs.errors import PayloadError
-from posthog_jobs.jobs.payload import MAX_DEPTH, check_payload
+from posthog_jobs.errors import PayloadError, PayloadTooLargeError
+from posthog_jobs.jobs.payload import MAX_DEPTH, check_payload, dumps, loads, measure
+from tests.odd_times import IN_BROKEN_ZONE, NOT_A_TIME, BrokenZone, LunarDate, LunarTime, stamp
 
 Pair = namedtuple("Pair", "a b")  # noqa: PYI024
 
@@ -32,6 +34,18 @@ class Shade(enum.StrEnum):
 
 class Level(enum.IntEnum):
     HIGH = 3
+
+
+class LastOfEach(dict[str, list[int]]):
+    """Django's QueryDict, and werkzeug's MultiDict, show one value of each key."""
+
+    def items(self) -> Any:
+        return [(key, values[-1]) for key, values in super().items()]
+
+
+class Price(Decimal):
+    def __str__(self) -> str:
+        return f"{super().__str__()[:-1]}0"
 
 
 @dataclass
@@ -72,6 +86,15 @@ def test_what_is_accepted_arrives_equal(payload: Any) -> None:
     assert repr(type(arrived)) == repr(type(payload))
 
 
+@given(payloads)
+def test_the_json_is_that_of_kombu(payload: Any) -> None:
+    """Payload: it is written byte for byte as Celery's JSON, and read as Celery reads it."""
+    text = dumps(payload)
+
+    assert text == kombu_json.dumps(payload)
+    assert repr(loads(text)) == repr(loads(text.encode())) == repr(kombu_json.loads(text))
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -86,7 +109,6 @@ def test_what_is_accepted_arrives_equal(payload: Any) -> None:
         -(10**4200),
         5e-324,
         1.7976931348623157e308,
-        "\ud800",
         "\x00",
         b"\xff\x00",
         b"",
@@ -97,6 +119,9 @@ def test_what_is_accepted_arrives_equal(payload: Any) -> None:
         date.min,
         time.max,
         time(1, 2, tzinfo=timezone(timedelta(hours=-5))),
+        stamp(0),
+        time(1, 2, tzinfo=ZoneInfo("UTC")),
+        "\U0001f600",
         UUID(int=0),
         OrderedDict(b=1, a=[2]),
         defaultdict(list, a=[1]),
@@ -114,6 +139,30 @@ def test_values_at_the_edge_arrive_equal(payload: Any) -> None:
     check_payload(payload)
 
     assert loads(dumps(payload)) == payload
+    assert dumps(payload) == kombu_json.dumps(payload)
+
+
+class Reduced:
+    def __json__(self) -> object:
+        return {"at": date(2024, 2, 29)}
+
+
+def test_json_that_others_write() -> None:
+    """Payload: what other code puts beside it is written, and refused, as by Celery's JSON."""
+    assert dumps([Reduced()]) == kombu_json.dumps([Reduced()])
+    for write in (dumps, kombu_json.dumps):
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            write({"a": object()})
+    for read in (loads, kombu_json.loads):
+        with pytest.raises(ValueError, match=r"type"):
+            read('{"__type__": "planet", "__value__": 1}')
+
+
+def test_measure() -> None:
+    """Payload: its size counts the bytes of its JSON, and one over the limit is refused."""
+    assert measure({"a": "é"}, 15) == len('{"a": "\\u00e9"}') == 15
+    with pytest.raises(PayloadTooLargeError, match="has 15 bytes as JSON, over the limit of 14"):
+        measure({"a": "é"}, 14)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +191,19 @@ def test_values_at_the_edge_arrive_equal(payload: Any) -> None:
         (float("inf"), "JSON has no word"),
         (Decimal("NaN"), "equals nothing"),
         (Decimal("sNaN"), "equals nothing"),
-        (10**4300, "send it as a string"),
         ({"__type__": "datetime", "__value__": "2024-01-01"}, "mark typed values"),
         ({"__value__": 1, "__type__": 2}, "mark typed values"),
+        (stamp(1), "would not be equal; use a string"),
+        (NOT_A_TIME, "would not be equal; use a string"),
+        (IN_BROKEN_ZONE, "would not be equal; use a string"),
+        (time(1, tzinfo=BrokenZone()), "would not be equal; use a string"),
+        (time(1, tzinfo=ZoneInfo("Europe/Berlin")), "a time with an offset"),
+        (LunarDate(2030, 1, 1), "would not be equal; use a string"),
+        (LunarTime(1), "would not be equal; use a string"),
+        (Price("1.05"), "would not be equal; use a string"),
+        (LastOfEach(a=[1, 2]), "use a plain dict"),
+        ("\ud800", r'use text\.encode\("utf-16", "surrogatepass"\)'),
+        ("an emoji: \ud83d\ude00", "as one character"),
     ],
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
@@ -166,6 +225,21 @@ def test_keys_are_strings(key: Any) -> None:
     with pytest.raises(PayloadError, match=r"payload\[0\] has the key .* use str\(key\)") as caught:
         check_payload([{"good": 1, key: 2}])
     assert f"of type {type(key).__name__};" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["\ud800", "\ud83d\ude00"])
+def test_keys_are_unicode(key: str) -> None:
+    """Payload: a key with surrogates would be another one on arrival, so it is refused."""
+    with pytest.raises(PayloadError, match=r"^the key '\\ud8.*' of payload\[0\] holds surrogates"):
+        check_payload([{"good": 1, key: 2}])
+
+
+def test_the_hour_that_comes_twice() -> None:
+    """Payload: either 2:30 of the end of summer time arrives as the moment that it is."""
+    for fold in (0, 1):
+        moment = datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold)
+        check_payload(moment)
+        assert loads(dumps(moment)).astimezone(UTC) == moment.astimezone(UTC)
 
 
 def test_the_first_bad_value_is_named() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from posthog_jobs.errors import StoreKeyError, StoreValueError
-from posthog_jobs.jobs.values import MAX_KEY_BYTES, check_key, decode, encode
+from posthog_jobs.jobs.payload import MAX_KEY_BYTES, check_key, decode, encode, in_order
 from tests.jobs.test_payloads import payloads
 
 
@@ -19,9 +19,13 @@ def test_values_come_back_equal(value: Any) -> None:
     assert decode(encode(value)) == value
 
 
-def test_equal_dicts_are_equal_text() -> None:
-    """The order of a dict's keys does not show, so that `lrem` finds an equal element."""
-    assert encode({"a": 1, "b": {"c": 2, "d": 3}}) == encode({"b": {"d": 3, "c": 2}, "a": 1})
+def test_equal_dicts_are_equal_text_in_order() -> None:
+    """The order of a dict's keys is kept, and can be put aside to find what is equal."""
+    texts = encode({"a": 1, "b": {"c": 2, "d": 3}}), encode({"b": {"d": 3, "c": 2}, "a": 1})
+
+    assert list(decode(texts[1])["b"]) == ["d", "c"]
+    assert in_order(texts[0]) == in_order(texts[1])
+    assert in_order(encode([1, True, 1.0, "1"])) == encode([1, True, 1.0, "1"])
 
 
 @pytest.mark.parametrize(

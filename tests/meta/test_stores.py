@@ -133,6 +133,34 @@ def test_lists(meta: Meta) -> None:
     assert meta.cache.llen("list") == 0
 
 
+@pytest.mark.parametrize(
+    ("count", "rest"),
+    [(1, "xoyze"), (2, "xyze"), (-2, "exyz"), (0, "xyz"), (9, "xyz"), (-9, "xyz")],
+)
+def test_equal_objects_in_a_list(meta: Meta, count: int, rest: str) -> None:
+    """meta: lrem finds an object whatever the order of its keys, from the end that it is told."""
+    one, other = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}
+    meta.cache.lpush("list", [one, "z", "y", other, "x", one])
+
+    assert meta.cache.lrem("list", count, one) == 6 - len(rest)
+
+    kept = meta.cache.lrange("list", 0, -1)
+    names = {repr(one): "e", repr(other): "o"}
+    assert "".join(names.get(repr(element), element) for element in kept) == rest
+
+
+def test_the_order_of_keys(meta: Meta) -> None:
+    """meta: an object comes back with its keys in the order that they had, wherever it was kept."""
+    value = {"z": 1, "a": {"y": 2, "b": 3}}
+
+    meta.cache.set("object", value)
+    meta.storage.set("object", value)
+    meta.cache.lpush("list", value)
+
+    kept = [meta.cache.get("object"), meta.storage.get("object"), *meta.cache.lpop("list")]
+    assert [[list(one), list(one["a"])] for one in kept] == [[["z", "a"], ["y", "b"]]] * 3
+
+
 def test_counters_keep_to_64_bits(meta: Meta) -> None:
     """meta: incr refuses what is no integer of 64 bits, or would be none, and changes nothing."""
     for value in (2**63 - 1, 2**63, -(2**63) - 1, 10**30, 1.0, "1", True, None):

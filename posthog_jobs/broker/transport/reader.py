@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.failure import FailedJob, Reason
+from posthog_jobs.jobs.payload import loads
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.transport.channel import DurableChannel
@@ -44,7 +45,7 @@ class Reader:
         """
         message = None
         try:
-            message = envelope.loads(raw)
+            message = loads(raw)
             envelope.check_depth(raw, message)
             envelope.check_shape(message)
             properties = message["properties"]
