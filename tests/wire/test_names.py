@@ -19,10 +19,10 @@ from prometheus_client import generate_latest
 
 import posthog_jobs
 import posthog_jobs.testing
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import ConfigurationError
-from posthog_jobs.keys import Keys
-from posthog_jobs.prometheus import Metrics
+from posthog_jobs.operate.metrics import Metrics
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
