@@ -44,24 +44,24 @@ class Attachment:
             what: what to call it in messages.
 
         Raises:
-            AppConfigError: it is no attachment, or its contents are over
+            AppConfigError: it is not an attachment, or its contents are over
                 `MAX_ATTACHMENT_BYTES`.
         """
         if not isinstance(value, Mapping) or value.keys() != set(_FIELDS):
             raise AppConfigError(
-                f"{what} is no attachment; give it as a mapping with just the keys "
+                f"{what} is not an attachment; give it as a mapping with just the keys "
                 f"{', '.join(_FIELDS)}"
             )
         for key in ("content_type", "file_name"):
             if not isinstance(value[key], str) or not value[key].isprintable():
-                raise AppConfigError(f"{what}: {key!r} is no text of one line; make it one")
+                raise AppConfigError(f"{what}: {key!r} is not a text of one line; make it one")
         contents = value["contents"]
         if isinstance(contents, str):
             try:
                 contents = base64.b64decode(contents, validate=True)
             except (binascii.Error, ValueError):
                 raise AppConfigError(
-                    f"{what}: 'contents' is no base64; encode the file with base64, or give bytes"
+                    f"{what}: 'contents' is not base64; encode the file with base64, or give bytes"
                 ) from None
         if not isinstance(contents, bytes):
             raise AppConfigError(

@@ -1,22 +1,170 @@
-"""The config that an app asks for: checks it, masks it, and finds its secrets and attachments."""
+"""The config that an app asks for: its fields in `plugin.json`, and what checks and masks it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.attachment import Attachment
-from posthog_jobs.apps.config_field import ConfigField
-from posthog_jobs.apps.declaration import is_empty
-from posthog_jobs.errors import AppConfigError, AppLoadError, did_you_mean
+from posthog_jobs.errors import AppConfigError, AppLoadError, PayloadError, did_you_mean
+from posthog_jobs.jobs.payload import check_payload
 from posthog_jobs.redaction import MASK, masked, secret_texts, texts, unmasked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
+
+TYPES: Final = ("string", "json", "attachment", "choice")
+
+#: Key of a declaration → the type of its value. PostHog knows these.
+KEYS: Final[Mapping[str, type]] = {
+    "key": str,
+    "name": str,
+    "type": str,
+    "default": object,
+    "hint": str,
+    "markdown": str,
+    "description": str,
+    "order": object,
+    "site": bool,  # only PostHog's own code in browsers looks at it
+    "required": bool,
+    "secret": bool,
+    "choices": list,
+    "required_if": list,
+    "visible_if": list,
+}
+
+#: What JSON's types are called in messages.
+_NAMES: Final = {str: "a string", bool: "true or false", list: "a list", dict: "an object"}
+
+#: Operator of a condition → whether it is negated.
+_OPERATORS: Final = {"=": False, "==": False, "!=": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What `required_if` and `visible_if` ask of another field.
+
+    Attributes:
+        field: the other field's key.
+        value: what it must be; None: anything but empty.
+        negated: whether it must be anything else.
+    """
+
+    field: str
+    value: Any = None
+    negated: bool = False
+
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        """Tell whether a config is so; a field that is not set is as an empty one."""
+        actual = config.get(self.field)
+        if self.value is None:
+            return not is_empty(actual)
+        return (("" if is_empty(actual) else actual) == self.value) is not self.negated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigField:
+    """A field, as `plugin.json` declares it.
+
+    Attributes:
+        key: its key in the config.
+        type: one of `TYPES`.
+        name: what people call it.
+        hint: what people should know of it.
+        markdown: a text that stands above it.
+        description: what it is for.
+        order: where it stands among the others.
+        default: its value if none is given; None: it has none.
+        required: whether it must be given and not be empty.
+        secret: whether it is never shown.
+        choices: what a `choice` may be.
+        required_if: it is required if all of these hold; None: it is not.
+        visible_if: it is required only if all of these hold.
+    """
+
+    key: str
+    type: str = "string"
+    name: str = ""
+    hint: str = ""
+    markdown: str = ""
+    description: str = ""
+    order: Any = None
+    default: Any = None
+    required: bool = False
+    secret: bool = False
+    choices: tuple[str, ...] = ()
+    required_if: tuple[Condition, ...] | None = None
+    visible_if: tuple[Condition, ...] = ()
+
+    @classmethod
+    def parse(cls, declared: Mapping[str, Any], where: str) -> ConfigField:
+        """Read the declaration of a field.
+
+        Args:
+            declared: the declaration, with its key.
+            where: what to call it in messages, such as `plugin.json: config field 'url'`.
+
+        Raises:
+            AppLoadError: it is not of a shape that PostHog has.
+        """
+        given = checked_keys(declared, KEYS, where)
+        given.pop("site", None)
+        kind = given.get("type", "string")
+        check_type(kind, TYPES, where)
+        choices = given.pop("choices", None)
+        if kind == "choice":
+            given["choices"] = _choices(choices, where, secret=bool(given.get("secret")))
+        for key in given.keys() & {"required_if", "visible_if"}:
+            given[key] = tuple(_condition(part, f"{where}: {key!r}") for part in given[key])
+        default = given.pop("default", None)
+        field = cls(**given)
+        if is_empty(default):
+            # as in PostHog, so that an app need not ask whether a text is there
+            return replace(field, default=default) if kind == "string" else field
+        try:
+            default = field.checked(default, f"{where}: the default")
+        except AppConfigError as error:
+            raise AppLoadError(str(error)) from None
+        return replace(field, default=default)
+
+    def checked(self, value: object, what: str) -> Any:
+        """Return a value as the app's config holds it.
+
+        Args:
+            value: what was given; not empty.
+            what: what to call it in messages.
+
+        Raises:
+            AppConfigError: it is of the wrong type, or not a choice; the value is not shown.
+        """
+        if self.type == "attachment":
+            return Attachment.read(value, what).stored()
+        if self.type == "json":
+            return _json(value, what)
+        if not isinstance(value, str):
+            example = json.dumps(self.choices[0] if self.choices else "30")
+            raise AppConfigError(
+                f"{what} is of type {type(value).__name__}; make it a string, such as {example}"
+            )
+        if self.type == "choice" and value not in self.choices:
+            raise AppConfigError(
+                f"{what} is not one of its choices; {did_you_mean(value, self.choices)}use one of "
+                f"{', '.join(map(repr, self.choices))}"
+            )
+        return value
+
+    def is_required(self, config: Mapping[str, Any]) -> bool:
+        """Tell whether it must be given, beside the other fields of a config."""
+        asked = self.required or (
+            self.required_if is not None
+            and all(condition.holds(config) for condition in self.required_if)
+        )
+        return asked and all(condition.holds(config) for condition in self.visible_if)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +188,20 @@ class ConfigSchema:
             where: what to call the file in messages.
 
         Raises:
-            AppLoadError: it is of no shape that PostHog has.
+            AppLoadError: it is not of a shape that PostHog has.
         """
-        fields: dict[str, ConfigField] = {}
-        for key, entry, place in _entries(declared, where):
-            if key is None:  # a text between the fields
-                continue
-            # two of one key are found in the wild; the last one counts, as in PostHog
-            fields[key] = ConfigField.parse({**entry, "key": key}, place)
+        # two of one key are found in the wild; the last one counts, as in PostHog
+        fields = {
+            key: ConfigField.parse(entry, f"{where}: config field {key!r}")
+            for key, entry in _entries(declared, where)
+        }
         for asking in fields.values():
             for condition in (*(asking.required_if or ()), *asking.visible_if):
                 if condition.field not in fields:
                     raise AppLoadError(
                         f"{where}: config field {asking.key!r} depends on {condition.field!r}, "
-                        f"which is no field; {did_you_mean(condition.field, fields)}the fields are "
-                        f"{', '.join(fields)}"
+                        f"which is not a field; {did_you_mean(condition.field, fields)}the fields "
+                        f"are {', '.join(fields)}"
                     )
         return cls(fields=MappingProxyType(fields))
 
@@ -71,12 +218,8 @@ class ConfigSchema:
 
         Raises:
             AppConfigError: a required field is missing or empty, a key is unknown, or a value is
-                of the wrong type or no choice. No value is shown.
+                of the wrong type or not a choice. No value is shown.
         """
-        if not isinstance(config, Mapping):
-            raise AppConfigError(
-                f"the config is of type {type(config).__name__}; make it a mapping of field → value"
-            )
         if self.is_open:
             return copy.deepcopy(dict(config))
         for key in config:
@@ -174,6 +317,105 @@ class ConfigSchema:
 OPEN: Final = ConfigSchema(is_open=True)
 
 
+def is_empty(value: object) -> bool:
+    """Tell whether a value counts as none, as an empty text field of PostHog's forms does."""
+    return value is None or value == ""
+
+
+def checked_keys(declared: object, keys: Mapping[str, type], where: str) -> dict[str, Any]:
+    """Return what an object of `plugin.json` says, without what is null.
+
+    Args:
+        declared: the object.
+        keys: key → the type of its value.
+        where: what to call the object in messages.
+
+    Raises:
+        AppLoadError: it is not an object, has another key, or a value of another type.
+    """
+    if not isinstance(declared, Mapping):
+        raise AppLoadError(
+            f"{where} is of type {type(declared).__name__}; make it an object with any of the keys "
+            f"{', '.join(keys)}"
+        )
+    for key, value in declared.items():
+        kind = keys.get(key)
+        if kind is None:
+            raise AppLoadError(
+                f"{where} has the unknown key {key!r}; {did_you_mean(key, keys)}the keys are "
+                f"{', '.join(keys)}"
+            )
+        if value is not None and not isinstance(value, kind):
+            raise AppLoadError(
+                f"{where}: {key!r} is of type {type(value).__name__}; make it {_NAMES[kind]}"
+            )
+    return {key: value for key, value in declared.items() if value is not None}
+
+
+def check_type(kind: object, types: Collection[str], where: str) -> None:
+    """Check the type that a field declares.
+
+    Raises:
+        AppLoadError: there is no such type.
+    """
+    if not isinstance(kind, str) or kind not in types:
+        raise AppLoadError(
+            f"{where} has the type {kind!r}; {did_you_mean(kind, types)}the types are "
+            f"{', '.join(types)}"
+        )
+
+
+def _choices(choices: list[Any] | None, where: str, *, secret: bool) -> tuple[str, ...]:
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        raise AppLoadError(
+            f'{where} is a choice without choices; add "choices": ["…", "…"], strings alone'
+        )
+    if secret:
+        raise AppLoadError(
+            f"{where} is a secret choice, which whoever reads plugin.json can guess; remove "
+            "'secret', or make it a string"
+        )
+    return tuple(choices)
+
+
+def _condition(part: object, where: str) -> Condition:
+    if (
+        isinstance(part, list)
+        and 1 <= len(part) <= 3  # noqa: PLR2004  # field; field, value; field, operator, value
+        and isinstance(part[0], str)
+    ):
+        if len(part) < 3:  # noqa: PLR2004
+            return Condition(field=part[0], value=part[1] if part[1:] else None)
+        if isinstance(part[1], str) and part[1] in _OPERATORS:
+            value = "" if part[2] is None else part[2]
+            return Condition(field=part[0], value=value, negated=_OPERATORS[part[1]])
+    raise AppLoadError(
+        f'{where} is not a list of conditions; write ["field", "value"], or ["field"] for a '
+        "field that is set"
+    )
+
+
+def _json(value: object, what: str) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise AppConfigError(
+                f"{what} is a string, but not JSON; quote and close all of it"
+            ) from None
+        if isinstance(value, str):
+            # else what is read once and checked again would not be what it was
+            raise AppConfigError(f"{what} is JSON of a mere string; make it an object or a list")
+    try:
+        check_payload(value, what)
+        json.dumps(value)
+    except PayloadError as error:
+        raise AppConfigError(str(error)) from None
+    except TypeError as error:  # what a payload may hold, but not a file of JSON
+        raise AppConfigError(f"{what} is not JSON: {error}; use JSON's own types") from None
+    return value
+
+
 def _secrets_in(declared: ConfigField, value: Any) -> Iterator[str]:
     if declared.type == "attachment":
         # not its type and name, which stand in harmless texts too
@@ -185,28 +427,24 @@ def _secrets_in(declared: ConfigField, value: Any) -> Iterator[str]:
         yield from texts(value)
 
 
-def _entries(declared: object, where: str) -> Iterator[tuple[str | None, dict[str, Any], str]]:
-    """Yield key, declaration and place; the key is None for a text that is no field."""
-    if isinstance(declared, Mapping):
-        entries = [
-            (key, entry, f"{where}: config field {key!r}") for key, entry in declared.items()
-        ]
-    elif isinstance(declared, list):
-        entries = [(None, entry, f"{where}: config[{n}]") for n, entry in enumerate(declared)]
-    else:
+def _entries(declared: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the key and the declaration of each field."""
+    if not isinstance(declared, (Mapping, list)):
         raise AppLoadError(
             f"{where}: 'config' is of type {type(declared).__name__}; make it a list of fields, "
             'such as [{"key": "url", "type": "string"}]'
         )
-    for outer, entry, place in entries:
+    entries = declared.items() if isinstance(declared, Mapping) else enumerate(declared)
+    for outer, entry in entries:
+        place = f"{where}: config[{outer!r}]"
         if not isinstance(entry, Mapping):
             raise AppLoadError(
                 f"{place} is of type {type(entry).__name__}; make it a field, such as "
                 '{"key": "url", "type": "string"}'
             )
-        is_text = "markdown" in entry and not entry.keys() - {"markdown", "order"}
-        key = None if is_text else entry.get("key", outer)
-        if not is_text and (not isinstance(key, str) or not key or not key.isprintable()):
+        if "markdown" in entry and not entry.keys() - {"markdown", "order"}:
+            continue  # a text between the fields
+        key = entry.get("key", outer)
+        if not isinstance(key, str) or not key or not key.isprintable():
             raise AppLoadError(f'{place} has no key that is a text; add "key": "…"')
-        named = f"{where}: config field {key!r}" if key else place
-        yield key, dict(entry), named
+        yield key, {**entry, "key": key}

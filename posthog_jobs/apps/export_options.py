@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.apps.config_field import ConfigField
+from posthog_jobs.apps.config import ConfigField
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,17 +1,170 @@
-"""`plugin.json`, the file beside an app, as PostHog has it."""
+"""`plugin.json`, the file beside an app, as PostHog has it; with the jobs that it makes public."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from posthog_jobs.apps.config import OPEN, ConfigSchema
-from posthog_jobs.apps.public_jobs import PublicJob
-from posthog_jobs.errors import AppLoadError
+from posthog_jobs.apps.config import OPEN, ConfigSchema, check_type, checked_keys, is_empty
+from posthog_jobs.errors import AppLoadError, JobCallError, did_you_mean, is_number
 
 FILE: Final = "plugin.json"
+
+#: Type of a field → what a message asks for.
+TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "string": 'a string, such as "abc"',
+        "boolean": "true or false",
+        "json": "any JSON",
+        "number": "a number, such as 5",
+        "date": 'a date or time in ISO 8601, such as "2030-01-31" or "2030-01-31T12:00:00Z"',
+        "daterange": 'the first and the last date, such as ["2030-01-01", "2030-01-31"]',
+    }
+)
+
+#: Key of a payload field's declaration → the type of its value. PostHog knows these.
+KEYS: Final[Mapping[str, type]] = {
+    "type": str,
+    "title": str,
+    "required": bool,
+    "default": object,
+    "staff_only": bool,  # only PostHog's own pages look at it
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadField:
+    """A field of a public job's payload.
+
+    Attributes:
+        type: one of `TYPES`.
+        title: what people call it.
+        required: whether it must be given and not be empty.
+        default: its value if none is given; None: it has none.
+    """
+
+    type: str
+    title: str = ""
+    required: bool = False
+    default: Any = None
+
+    @classmethod
+    def parse(cls, declared: object, where: str) -> PayloadField:
+        """Read the declaration of a field.
+
+        Raises:
+            AppLoadError: it is not of a shape that PostHog has.
+        """
+        given = checked_keys(declared, KEYS, where)
+        given.pop("staff_only", None)
+        check_type(given.setdefault("type", None), TYPES, where)
+        field = cls(**given)
+        if not is_empty(field.default) and not field.takes(field.default):
+            raise AppLoadError(f"{where}: the default is not {TYPES[field.type]}; mend it")
+        return field
+
+    def takes(self, value: object) -> bool:
+        """Tell whether a value that is not empty is of the field's type."""
+        match self.type:
+            case "string":
+                return isinstance(value, str)
+            case "boolean":
+                return isinstance(value, bool)
+            case "number":
+                return is_number(value)
+            case "date":
+                return _moment(value) is not None
+            case "daterange":
+                return _is_range(value)
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicJob:
+    """A job that an operator may trigger.
+
+    Attributes:
+        name: the job's name.
+        payload: key → field; None: its payload is not declared, and may be anything.
+    """
+
+    name: str
+    payload: Mapping[str, PayloadField] | None = None
+
+    @classmethod
+    def parse(cls, name: str, declared: object, where: str) -> PublicJob:
+        """Read the declaration of a job.
+
+        Args:
+            name: the job's name.
+            declared: a mapping that may have `payload`, a mapping of key → field.
+            where: what to call the declaration in messages.
+
+        Raises:
+            AppLoadError: it is not of a shape that PostHog has.
+        """
+        payload = checked_keys(declared, {"payload": dict}, where).get("payload")
+        if payload is None:
+            return cls(name=name)
+        for key in payload:
+            if not key or not key.isprintable():
+                raise AppLoadError(
+                    f"{where}: payload field {key!r} has no text as its key; rename it"
+                )
+        fields = {
+            key: PayloadField.parse(field, f"{where}: payload field {key!r}")
+            for key, field in payload.items()
+        }
+        return cls(name=name, payload=MappingProxyType(fields))
+
+    def check(self, payload: object) -> Any:
+        """Return a payload with its defaults filled in.
+
+        Args:
+            payload: what was given.
+
+        Raises:
+            JobCallError: a required field is missing or empty, a field is unknown, or a value is
+                of another type. No value is shown.
+        """
+        if self.payload is None:
+            return payload
+        what = f"the payload of job {self.name!r}"
+        if not isinstance(payload, Mapping):
+            raise JobCallError(
+                f"{what} is of type {type(payload).__name__}; make it an object with the fields "
+                f"{self._known()}"
+            )
+        for key in payload:
+            if key not in self.payload:
+                raise JobCallError(
+                    f"{what} has the unknown field {key!r}; {did_you_mean(key, self.payload)}"
+                    f"its fields are {self._known()}"
+                )
+        checked: dict[str, Any] = {}
+        for key, declared in self.payload.items():
+            value = payload.get(key)
+            if value is None:
+                value = copy.deepcopy(declared.default)
+            if is_empty(value) and declared.required:
+                raise JobCallError(
+                    f"{what} lacks the required field {key!r}; add it: {TYPES[declared.type]}"
+                )
+            if not is_empty(value) and not declared.takes(value):
+                raise JobCallError(
+                    f"{what}: {key!r} is of type {type(value).__name__} or out of range; make it "
+                    f"{TYPES[declared.type]}"
+                )
+            if value is not None or key in payload:
+                checked[key] = value
+        return checked
+
+    def _known(self) -> str:
+        return ", ".join(self.payload or ()) or "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,16 +173,12 @@ class Manifest:
 
     Attributes:
         name: the app's name for people; None: the file, if there is one, has none.
-        description: what the app does.
-        url: where more is to be read of it.
         main: the app's file, in its folder.
         config: what its config is made of; None: it does not say, and any config goes.
         public_jobs: job name → what an operator may trigger it with.
     """
 
     name: str | None = None
-    description: str = ""
-    url: str = ""
     main: str | None = None
     config: ConfigSchema | None = None
     public_jobs: Mapping[str, PublicJob] = field(default_factory=lambda: MappingProxyType({}))
@@ -48,23 +197,22 @@ class Manifest:
             where: the file, for messages.
 
         Raises:
-            AppLoadError: it is of no shape that PostHog has.
+            AppLoadError: it is not of a shape that PostHog has.
         """
         if not isinstance(declared, Mapping):
-            raise AppLoadError(f'{where} holds no JSON object; write {{"name": "…"}}')
-        texts = {
-            key: declared[key]
-            for key in ("name", "main", "description", "url")
-            if declared.get(key) is not None or (key in declared and key in ("name", "main"))
+            raise AppLoadError(f'{where} is not a JSON object; write {{"name": "…"}}')
+        keys = {"name": str, "main": str, "config": object, "publicJobs": dict}
+        given = checked_keys({key: declared.get(key) for key in keys}, keys, where)
+        config = given.get("config")
+        public_jobs = {
+            name: PublicJob.parse(name, job, f"{where}: public job {name!r}")
+            for name, job in given.get("publicJobs", {}).items()
         }
-        for key, text in texts.items():
-            if not isinstance(text, str):
-                raise AppLoadError(f"{where}: {key!r} is no string; make it one")
-        config = declared.get("config")
         return cls(
-            **texts,
+            name=given.get("name"),
+            main=given.get("main"),
             config=None if config is None else ConfigSchema.parse(config, where),
-            public_jobs=_public_jobs(declared.get("publicJobs"), where),
+            public_jobs=MappingProxyType(public_jobs),
         )
 
 
@@ -72,17 +220,18 @@ class Manifest:
 NO_MANIFEST: Final = Manifest()
 
 
-def _public_jobs(declared: object, where: str) -> Mapping[str, PublicJob]:
-    if declared is None:
-        declared = {}
-    if not isinstance(declared, Mapping):
-        raise AppLoadError(
-            f"{where}: 'publicJobs' is of type {type(declared).__name__}; make it an object of job "
-            'name → {"payload": {…}}'
-        )
-    return MappingProxyType(
-        {
-            name: PublicJob.parse(name, job, f"{where}: public job {name!r}")
-            for name, job in declared.items()
-        }
-    )
+def _moment(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _is_range(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004  # first and last
+        return False
+    first, last = map(_moment, value)
+    return first is not None and last is not None and first <= last

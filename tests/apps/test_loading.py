@@ -198,9 +198,8 @@ def test_a_main_that_is_no_file_of_the_folder(tmp_path: Path, main: str) -> None
     [
         ("{", r"plugin\.json cannot be read as JSON"),
         ("\xff", r"plugin\.json cannot be read as JSON"),
-        ("[]", r"plugin\.json holds no JSON object; write"),
-        ('{"name": 5}', r"plugin\.json: 'name' is no string"),
-        ('{"main": null}', r"plugin\.json: 'main' is no string"),
+        ("[]", r"plugin\.json is not a JSON object; write"),
+        ('{"name": 5}', r"plugin\.json: 'name' is of type int; make it a string"),
         ('{"name": ""}', r"'' gives no app name for tasks; .*starting with a letter"),
         ('{"name": "9 lives"}', r"'9 lives' gives no app name"),
         (json.dumps({"name": "x" * 201}), r"gives no app name.*up to 200"),

@@ -56,8 +56,7 @@ def test_a_file_as_posthog_has_it() -> None:
     """What PostHog's own apps have in their plugin.json is read."""
     manifest = Manifest.parse(REAL)
 
-    assert (manifest.name, manifest.url) == ("Exporter", "https://example.com")
-    assert (manifest.description, manifest.main) == ("Exports events", "index.py")
+    assert (manifest.name, manifest.main) == ("Exporter", "index.py")
     assert manifest.config is not None
     assert list(manifest.config.fields) == ["stage", "bucket", "key", "map"]
     assert manifest.config.fields["bucket"].type == "string"
@@ -82,7 +81,7 @@ def test_a_key_that_is_there_twice() -> None:
     assert manifest.schema.mask({"a": "x"}) == {"a": "********"}
 
 
-@pytest.mark.parametrize("declared", [{}, {"config": None, "publicJobs": None, "url": None}])
+@pytest.mark.parametrize("declared", [{}, {"config": None, "publicJobs": None, "name": None}])
 def test_a_file_that_says_little(declared: dict[str, Any]) -> None:
     """What is left out, or null, is as without the file; then any config goes."""
     manifest = Manifest.parse(declared)
@@ -95,11 +94,11 @@ def test_a_file_that_says_little(declared: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ([], r"plugin\.json holds no JSON object; write"),
-        ({"url": 5}, r"plugin\.json: 'url' is no string; make it one"),
+        ([], r"plugin\.json is not a JSON object; write"),
+        ({"main": 5}, r"plugin\.json: 'main' is of type int; make it a string"),
         ({"config": "a"}, r"'config' is of type str; make it a list of fields"),
         ({"config": ["a"]}, r"config\[0\] is of type str; make it a field, such as"),
-        ({"config": {"a": 1}}, r"config field 'a' is of type int; make it a field"),
+        ({"config": {"a": 1}}, r"config\['a'\] is of type int; make it a field"),
         ({"config": [{"name": "a"}]}, r"config\[0\] has no key that is a text; add \"key\""),
         ({"config": [{"key": 5}]}, r"config\[0\] has no key that is a text"),
         (
@@ -129,24 +128,24 @@ def test_a_file_that_says_little(declared: dict[str, Any]) -> None:
         ),
         (
             {"config": [{"key": "a", "type": "choice", "choices": ["Yes"], "default": "yes"}]},
-            r"field 'a': the default is none of its choices; did you mean 'Yes'\?",
+            r"field 'a': the default is not one of its choices; did you mean 'Yes'\?",
         ),
         ({"config": [{"key": "a", "default": 30}]}, r"'a': the default is of type int; make it a"),
         (
             {"config": [{"key": "a", "type": "json", "default": "{"}]},
-            r"'a': the default is a string, but no JSON",
+            r"'a': the default is a string, but not JSON",
         ),
         (
             {"config": [{"key": "a", "required_if": [["b", "c"]]}]},
-            r"field 'a' depends on 'b', which is no field; the fields are a",
+            r"field 'a' depends on 'b', which is not a field; the fields are a",
         ),
         (
             {"config": [{"key": "a", "visible_if": ["b"]}]},
-            r"field 'a': 'visible_if' has a condition that is none; write",
+            r"field 'a': 'visible_if' is not a list of conditions; write",
         ),
         (
             {"config": [{"key": "a", "required_if": [["a", "<", "c"]]}]},
-            r"field 'a': 'required_if' has a condition that is none",
+            r"field 'a': 'required_if' is not a list of conditions",
         ),
         ({"publicJobs": ["a"]}, r"'publicJobs' is of type list; make it an object"),
         ({"publicJobs": {"a": 1}}, r"public job 'a' is of type int; make it an object"),
@@ -156,7 +155,7 @@ def test_a_file_that_says_little(declared: dict[str, Any]) -> None:
         ),
         (
             {"publicJobs": {"a": {"payload": {"b": "date"}}}},
-            r"public job 'a': payload field 'b' is of type str; make it a field",
+            r"public job 'a': payload field 'b' is of type str; make it an object with any",
         ),
         (
             {"publicJobs": {"a": {"payload": {"\ud800": {}}}}},
@@ -242,10 +241,10 @@ def test_any_shape_at_all(declared: object, config: dict[str, Any]) -> None:
 
 def test_the_app_of_a_folder(tmp_path: Path) -> None:
     """An app has what its plugin.json says; one without the file has an empty manifest."""
-    definition = load_app(str(folder(tmp_path / "app", {"url": "u", "config": [{"key": "k"}]})))
+    definition = load_app(str(folder(tmp_path / "app", {"config": [{"key": "k"}]})))
     (tmp_path / "bare.py").write_text(JOB)
 
-    assert definition.manifest.url == "u"
+    assert list(definition.manifest.schema.fields) == ["k"]
     assert load_app(str(tmp_path / "bare.py")).manifest is NO_MANIFEST
 
 

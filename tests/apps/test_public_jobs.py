@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posthog_jobs.apps.public_jobs import PublicJob
+from posthog_jobs.apps.manifest import PublicJob
 from posthog_jobs.errors import JobCallError
 
 
