@@ -16,8 +16,6 @@ from uuid import uuid4
 from amqp.exceptions import PreconditionFailed
 from celery import Celery, signals
 from celery.utils.log import get_multiprocessing_logger
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
 from posthog_jobs.apps.store import RedisStore
 from posthog_jobs.broker import rabbitmq, transport
@@ -29,13 +27,10 @@ from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
 from posthog_jobs.broker.transport.sending import sending
 from posthog_jobs.broker.transport.transport import redis_server
-from posthog_jobs.errors import UnsupportedByBrokerError
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.tick_ledger import TickLedger
 from posthog_jobs.jobs.handle import JobHandle
 from posthog_jobs.operate.apps import Apps
-from posthog_jobs.operate.doctor.examination import Examination
-from posthog_jobs.operate.doctor.guards import warnings_for
 from posthog_jobs.redaction import guard
 from posthog_jobs.settings import Settings
 from posthog_jobs.worker.configuration import (
@@ -61,7 +56,7 @@ if TYPE_CHECKING:
 
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.meta.meta import Meta
-    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.operate.doctor import Finding
     from posthog_jobs.worker.job_ends import JobEnd
 
 transport.install()
@@ -91,7 +86,7 @@ class PostHogJobs(Celery):
         self._broker = redis_server(super().connection_for_write)
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
-        self._delays = rabbitmq.Delays(self)
+        self.delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
         adopt(self._conf)
         self._tasks.app = self
@@ -134,9 +129,7 @@ class PostHogJobs(Celery):
                 if self._runtime is None:
                     check_json_only(self.conf)
                     settings = self.settings
-                    server = self._broker
-                    if settings.redis_url is not None:
-                        server = redis_server(partial(self._store_connection, settings.redis_url))
+                    server = self.store_server() or self._broker
                     self._runtime = Runtime(settings, self._sender, server, RedisStore(server))
         return self._runtime
 
@@ -296,12 +289,9 @@ class PostHogJobs(Celery):
         Returns:
             What each check found; a check that cannot look finds that.
         """
+        from posthog_jobs.operate.doctor import examine  # noqa: PLC0415  # of no use to a producer
 
-        def store() -> RedisServer | None:
-            url = self.settings.redis_url
-            return None if url is None else redis_server(partial(self._store_connection, url))
-
-        return Examination(self, broker=self._broker, store=store, timeout=timeout).findings()
+        return examine(self, self._broker.connected, timeout=timeout)
 
     def broker_with_timeout(self, seconds: float) -> RedisServer:
         """Return the broker, with timeouts of its own to connect and for a reply."""
@@ -310,13 +300,9 @@ class PostHogJobs(Celery):
 
     def broker_warnings(self) -> list[str]:
         """Return what the broker is set up to lose, a sentence each; none for RabbitMQ."""
-        try:
-            client, _ = self._broker.connected()
-            return warnings_for(client)
-        except UnsupportedByBrokerError:
-            return []
-        except (RedisError, KombuError, OSError) as error:
-            return [f"Redis does not tell how it keeps its data: {error}"]
+        from posthog_jobs.operate.doctor import warnings_for  # noqa: PLC0415  # as above
+
+        return warnings_for(self._broker.connected)
 
     def send_task(
         self,
@@ -338,7 +324,7 @@ class PostHogJobs(Celery):
                 the queue or its exchange is there and of another kind.
         """
         send = partial(super().send_task, name, args, kwargs)
-        delays = self._delays
+        delays = self.delays
         options.setdefault("retry_policy", self.retry_policy)
         try:
             with sending(self.settings.enqueue_timeout):
@@ -371,7 +357,7 @@ class PostHogJobs(Celery):
         Raises:
             DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
         """
-        self._delays.check(seconds)
+        self.delays.check(seconds)
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
@@ -395,6 +381,15 @@ class PostHogJobs(Celery):
         elif scheme in rabbitmq.TRANSPORTS:
             options["transport_options"] = rabbitmq.transport_options(self.conf, given)
         return super()._connection(url, **options)
+
+    def store_server(self) -> RedisServer | None:
+        """Return the Redis of `posthog_jobs_redis_url`, or None where there is none.
+
+        Raises:
+            ConfigurationError: a setting cannot work.
+        """
+        url = self.settings.redis_url
+        return None if url is None else redis_server(partial(self._store_connection, url))
 
     def _store_connection(self, url: str) -> Connection:
         if rabbitmq.is_configured(self.conf):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -178,6 +178,9 @@ class Keys:
         return f"{self.prefix}tick:{app_id}"
 
 
+#: What a client raises where the server answers, and does not do what it was asked.
+REFUSED: Final = ResponseError
+
 #: How Redis' errors begin that mean: not this command for the value of this key.
 _WRONG_KIND: Final = (
     "WRONGTYPE",
@@ -267,3 +270,8 @@ def reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
 
     return reaching
+
+
+def is_forbidden(refused: Exception) -> bool:
+    """Tell whether the server refuses a command to this user, or to all of them."""
+    return isinstance(refused, NoPermissionError) or str(refused).startswith("unknown command")

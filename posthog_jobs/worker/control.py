@@ -1,20 +1,69 @@
-"""The remote control command that a worker of ours has besides Celery's own."""
+"""The remote control commands that a worker of ours has besides Celery's own, or in their place."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from time import time
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
 from celery.worker.control import inspect_command
-from redis.exceptions import RedisError
 
+from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.transport.channel import DurableChannel
-from posthog_jobs.operate.doctor.clocks import measure
-from posthog_jobs.operate.doctor.report import COMMAND, WorkerReport, broken, installed, versions
-from posthog_jobs.redaction import masked
+from posthog_jobs.errors import BrokerUnavailableError
+from posthog_jobs.redaction import masked, redact
+
+if TYPE_CHECKING:
+    from posthog_jobs.apps.installation import Installations
 
 logger = get_logger(__name__)
+
+#: The command by which a worker tells what `celery -A posthog_jobs jobs doctor` wants to know.
+REPORT: Final = "posthog_jobs_report"
+
+_SAMPLES: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """What a worker tells of itself; no config, no payload, no secret.
+
+    Attributes:
+        name: its node name.
+        versions: posthog_jobs, celery and python → version.
+        skew: by how many seconds its clock is ahead of Redis'; None where the broker is another.
+        pool: name of its pool, such as `prefork`.
+        concurrency: how many jobs it runs at a time.
+        installed: app id → version of the installation.
+        broken: app id → the first line of why its code cannot be loaded there.
+        lease: owner of the lease on what it fetched; None where the broker is not Redis.
+        lease_seconds: length of that lease.
+        queues: the queues it consumes.
+    """
+
+    name: str
+    versions: Mapping[str, str]
+    skew: float | None
+    pool: str
+    concurrency: int
+    installed: Mapping[str, int]
+    broken: Mapping[str, str]
+    lease: str | None
+    lease_seconds: float | None
+    queues: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, name: str, answer: object) -> WorkerReport | None:
+        """Read an answer; None where it is that of a worker without this command."""
+        known = {field.name for field in fields(cls)} - {"name"}
+        if not isinstance(answer, Mapping) or not known <= set(answer):
+            return None
+        values: dict[str, Any] = {field: answer[field] for field in known}
+        return cls(name=name, **{**values, "queues": tuple(values["queues"])})
 
 
 @inspect_command()  # type: ignore[untyped-decorator]
@@ -25,7 +74,7 @@ def stats(state: Any, **_: Any) -> dict[str, Any]:
     return found
 
 
-@inspect_command(name=COMMAND)  # type: ignore[untyped-decorator]
+@inspect_command(name=REPORT)  # type: ignore[untyped-decorator]
 def report(state: Any, **_: Any) -> dict[str, Any]:
     """What `celery -A posthog_jobs jobs doctor` wants to know of a worker."""
     controller, consumer = state.consumer.controller, state.consumer.task_consumer
@@ -34,7 +83,11 @@ def report(state: Any, **_: Any) -> dict[str, Any]:
     lease = channel.lease if isinstance(channel, DurableChannel) else None
     answer = WorkerReport(
         name=state.hostname,
-        versions=versions(),
+        versions={
+            "posthog_jobs": metadata.version("posthog-jobs"),
+            "celery": metadata.version("celery"),
+            "python": platform.python_version(),
+        },
         skew=_skew(channel) if isinstance(channel, DurableChannel) else None,
         pool=controller.pool_cls.__module__.rpartition(".")[2],
         concurrency=state.consumer.pool.num_processes,
@@ -47,10 +100,44 @@ def report(state: Any, **_: Any) -> dict[str, Any]:
     return asdict(answer)
 
 
+def installed(installations: Installations) -> dict[str, int]:
+    """Return app id → version of what is installed and enabled in this process."""
+    return {installation.id: installation.version for installation in installations}
+
+
+def broken(installations: Installations) -> dict[str, str]:
+    """Return app id → the first line of why its code cannot be loaded in this process."""
+    return {
+        app_id: redact(str(error).partition("\n")[0])
+        for app_id, error in installations.broken.items()
+    }
+
+
+def skew(client: Any) -> float:
+    """Return by how many seconds this process' clock is ahead of the Redis server's.
+
+    The server's `TIME` is taken for the middle of the round trip, and the fastest of a few round
+    trips counts. What may be due to the round trip itself is no skew.
+
+    Args:
+        client: of the server; what it raises when the server does not answer is passed on.
+    """
+    best, ahead = float("inf"), 0.0
+    for _ in range(_SAMPLES):
+        before = time()
+        seconds, micros = client.time()
+        after = time()
+        if after - before < best:
+            best = after - before
+            ahead = (before + after) / 2 - (seconds + micros / 1e6)
+    off = max(0.0, abs(ahead) - best / 2)
+    return off if ahead > 0 else -off
+
+
 def _skew(channel: DurableChannel) -> float | None:
     try:
-        with channel.conn_or_acquire() as client:
-            return measure(client)
-    except (RedisError, OSError):
+        with unavailable(), channel.conn_or_acquire() as client:
+            return skew(client)
+    except BrokerUnavailableError:
         logger.debug("cannot compare clocks with Redis", exc_info=True)
         return None

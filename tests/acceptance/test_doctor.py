@@ -11,7 +11,7 @@ from redis import Redis
 
 from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.operate.doctor.findings import Verdict
+from posthog_jobs.operate.doctor import Verdict
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, closed_port, poll
 from tests.notes import wait_for
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.operate.doctor import Finding
     from tests.nodes import WorkerProcess
     from tests.operate.test_cli_jobs import Done
 
@@ -102,7 +102,7 @@ def test_a_server_that_is_set_up_well(app: PostHogJobs) -> None:
     [
         ([], {"persistence"}),
         (["--maxmemory-policy", "allkeys-lru", "--maxmemory", "1gb"], {"persistence", "eviction"}),
-        (["--appendonly", "yes", "--maxmemory", "1mb"], {"memory"}),
+        (["--appendonly", "yes", "--maxmemory", "100kb"], {"memory"}),
     ],
     ids=["nothing on disk", "evicts", "full"],
 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from posthog_jobs.operate.doctor.guards import warnings_for
+from posthog_jobs.broker.redis import Keys
+from posthog_jobs.operate.doctor import warnings_for
 from tests.nodes import RedisProcess, poll
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def test_which_settings_are_warned_of(
     server: RedisProcess, options: list[str], expected: list[str], protocol: int
 ) -> None:
     """Guards: AOF or RDB suffice; any policy but noeviction may evict; what is hidden passes."""
-    found = warnings_for(Redis(port=server.port, protocol=protocol))
+    client = Redis(port=server.port, protocol=protocol)
+
+    found = warnings_for(lambda: (client, Keys()))
 
     assert len(found) == len(expected)
     for sentence, start in zip(found, expected, strict=True):
@@ -116,4 +119,6 @@ def test_an_application_user_may_not_look(server: RedisProcess) -> None:
         "app", enabled=True, passwords=["+secret"], keys=["*"], categories=["+@all", "-@admin"]
     )
 
-    assert warnings_for(Redis(port=server.port, username="app", password="secret")) == []
+    client = Redis(port=server.port, username="app", password="secret")
+
+    assert warnings_for(lambda: (client, Keys())) == []

@@ -19,7 +19,7 @@ from posthog_jobs.errors import (
     DelayTooLongError,
     DueError,
 )
-from posthog_jobs.operate.doctor.findings import Verdict
+from posthog_jobs.operate.doctor import Verdict
 from tests import rabbitmq_node
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_celery import CeleryTestSetup
 
-    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.operate.doctor import Finding
     from tests.nodes import RedisProcess, WorkerProcess
     from tests.rabbitmq_node import RabbitMQProcess
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu import Queue
 
 from posthog_jobs.broker.schedule import Forecast
-from posthog_jobs.operate.doctor.clocks import clocks
-from posthog_jobs.operate.doctor.failed import failed_jobs
-from posthog_jobs.operate.doctor.findings import Verdict
-from posthog_jobs.operate.doctor.guards import eviction, persistence, version
-from posthog_jobs.operate.doctor.lag import lag
-from posthog_jobs.operate.doctor.queues import Load, queues
-from posthog_jobs.operate.doctor.rabbitmq import consumer_timeout, longest_delay
-from posthog_jobs.operate.doctor.report import WorkerReport
-from posthog_jobs.operate.doctor.server import JobSize, memory
-from posthog_jobs.operate.doctor.workers import Crew, answering, apps, leases, versions
+from posthog_jobs.operate.doctor import Verdict, checks
+from posthog_jobs.operate.doctor.asked import Crew, Load
+from posthog_jobs.operate.doctor.server import JobSize
+from posthog_jobs.worker.control import WorkerReport
 
 if TYPE_CHECKING:
-    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.operate.doctor import Finding
 
 GIB = 2**30
+
+
+def asked(**known: Any) -> Any:
+    """Return what a check is given, of which it looks at this alone."""
+    return SimpleNamespace(**known)
 
 
 def worker(name: str = "a@h", **fields: Any) -> WorkerReport:
@@ -68,7 +68,7 @@ def check_shape(finding: Finding) -> None:
 )
 def test_clocks(skews: dict[str, float], verdict: str, part: str) -> None:
     """Clocks: a second is worth a word, a minute is a failure; all that are off are named."""
-    found = clocks(skews)
+    found = checks.clocks(asked(skews=skews))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -87,7 +87,7 @@ def test_clocks(skews: dict[str, float], verdict: str, part: str) -> None:
 )
 def test_leases(of: Crew, verdict: str, part: str) -> None:
     """Lease: under 15 s, over an hour, or not the same everywhere is worth a word."""
-    found = leases(of, 30)
+    found = checks.lease(asked(crew=of, lease_seconds=30))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -106,7 +106,7 @@ def test_leases(of: Crew, verdict: str, part: str) -> None:
 )
 def test_who_answers(of: Crew, verdict: str, part: str) -> None:
     """Workers: none is a failure; one that runs a job and does not answer is named as that."""
-    found = answering(of, 2)
+    found = checks.workers(asked(crew=of, timeout=2))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -117,12 +117,13 @@ def test_broken_apps_are_told_with_where() -> None:
     """Apps: each reason once, with the places that have it."""
     of = crew(worker(broken={"x": "app id 'x': no module"}), worker("b@h"))
 
-    found = apps(of, {"x": "app id 'x': no module", "y": "app id 'y': no such file"}, 3)
+    here = {"x": "app id 'x': no module", "y": "app id 'y': no such file"}
+    found = checks.apps(asked(crew=of, broken=here))
 
     assert found.verdict is Verdict.FAIL
     assert found.detail == "app id 'x': no module (here, a@h); app id 'y': no such file (here)"
     check_shape(found)
-    check_shape(apps(crew(worker()), {}, 3))
+    check_shape(checks.apps(asked(crew=crew(worker()), broken={}, installed={"x": 1})))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_broken_apps_are_told_with_where() -> None:
 )
 def test_versions(reports: list[WorkerReport], verdict: str, part: str) -> None:
     """Versions: packages and installations that are not the same everywhere are named."""
-    found = versions(crew(*reports), {"teapot": 1})
+    found = checks.versions(asked(crew=crew(*reports), installed={"teapot": 1}))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -165,7 +166,8 @@ def test_versions(reports: list[WorkerReport], verdict: str, part: str) -> None:
 )
 def test_memory(info: dict[str, int], coming: int, verdict: str, part: str) -> None:
     """Memory: what is left, against maxmemory or the machine's, and what comes due counts."""
-    found = memory(info, JobSize(waiting=700, growth=300), coming)
+    size = JobSize(waiting=700, growth=300)
+    found = checks.memory(asked(info=info, job_size=size, due_within_an_hour=coming))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -186,7 +188,8 @@ def test_memory(info: dict[str, int], coming: int, verdict: str, part: str) -> N
 )
 def test_queues(load: dict[str, Load], of: Crew, verdict: str, part: str) -> None:
     """Queues: one that nobody consumes is a failure when something is on its way through it."""
-    found = queues(load, {queue for each in of.reports for queue in each.queues}, of)
+    consumed = {queue for each in of.reports for queue in each.queues}
+    found = checks.queues(asked(loads=load, consumed=consumed, crew=of))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -204,7 +207,8 @@ def test_queues(load: dict[str, Load], of: Crew, verdict: str, part: str) -> Non
 )
 def test_lag(late: float, workers: bool, verdict: str, part: str) -> None:
     """Schedule: over a second late is worth a word, over a minute is a failure, and it says why."""
-    found = lag(forecast(5, late), workers=workers)
+    of = crew(worker()) if workers else crew()
+    found = checks.schedule(asked(coming=forecast(5, late), crew=of))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -222,7 +226,8 @@ def test_lag(late: float, workers: bool, verdict: str, part: str) -> None:
 )
 def test_consumer_timeout(version: str, arguments: Any, verdict: str, part: str) -> None:
     """RabbitMQ: the version tells the default; only a queue's own argument is known for sure."""
-    found = consumer_timeout({"version": version}, [Queue("celery", queue_arguments=arguments)])
+    routed = {"celery": Queue("celery", queue_arguments=arguments)}
+    found = checks.consumer_timeout(asked(properties={"version": version}, routed=routed))
 
     assert found.verdict.value == verdict
     assert part in found.detail
@@ -231,30 +236,55 @@ def test_consumer_timeout(version: str, arguments: Any, verdict: str, part: str)
 
 def test_longest_delay() -> None:
     """RabbitMQ: 2^28 - 1 s, unless delays wait elsewhere."""
-    assert "268,435,455 s" in longest_delay(native=True).detail
-    assert longest_delay(native=False).verdict is Verdict.WARN
+    assert "268,435,455 s" in checks.longest_delay(asked(delays_natively=True)).detail
+    assert checks.longest_delay(asked(delays_natively=False)).verdict is Verdict.WARN
 
 
 def test_failed_jobs() -> None:
     """Failed jobs: some in the last hour are worth a word."""
-    assert failed_jobs(0).verdict is Verdict.OK
-    assert failed_jobs(1200).detail == "1,200 in the last hour"
+    assert checks.failed_jobs(asked(recently_failed=0)).verdict is Verdict.OK
+    assert checks.failed_jobs(asked(recently_failed=1200)).detail == "1,200 in the last hour"
 
 
-def test_guards() -> None:
+@pytest.mark.parametrize(
+    ("check", "info", "verdict", "part"),
+    [
+        (checks.version, {"redis_version": "6.0.16"}, "fail", "Redis 6.0.16 is too old"),
+        (
+            checks.version,
+            {"redis_version": "7.2.4", "valkey_version": "8.1.0"},
+            "ok",
+            "Valkey 8.1.0",
+        ),
+        (
+            checks.persistence,
+            {"aof_enabled": 1, "aof_last_write_status": "err"},
+            "fail",
+            "could not write to its disk (aof_last_write_status is 'err')",
+        ),
+        (
+            checks.eviction,
+            {"maxmemory_policy": "allkeys-lru", "maxmemory": GIB},
+            "fail",
+            "deletes jobs that wait",
+        ),
+        (
+            checks.eviction,
+            {"maxmemory_policy": "allkeys-lru", "maxmemory": 0},
+            "warn",
+            "deletes jobs that wait",
+        ),
+    ],
+)
+def test_how_a_server_keeps_what_waits(
+    check: Any, info: dict[str, Any], verdict: str, part: str
+) -> None:
     """Server: too old, unable to write, or evicting under a limit is a failure."""
-    client: Any = None  # not asked
+    found = check(asked(info=info, holds="jobs that wait"))
 
-    assert version({"redis_version": "6.0.16"}).verdict is Verdict.FAIL
-    assert version({"redis_version": "7.2.4", "valkey_version": "8.1.0"}).detail.startswith(
-        "Valkey 8.1.0"
-    )
-    assert persistence(client, {"aof_enabled": 1, "aof_last_write_status": "err"}).verdict is (
-        Verdict.FAIL
-    )
-    evicts = {"maxmemory_policy": "allkeys-lru"}
-    assert eviction({**evicts, "maxmemory": GIB}).verdict is Verdict.FAIL
-    assert eviction({**evicts, "maxmemory": 0}).verdict is Verdict.WARN
+    assert found.verdict.value == verdict
+    assert part in found.detail
+    check_shape(found)
 
 
 def test_an_answer_of_another_version_is_told_apart() -> None:

@@ -13,9 +13,10 @@ import pytest
 from kombu.connection import Connection
 from kombu.transport import redis as kombu_redis
 
+from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.transport import install
 from posthog_jobs.broker.transport.transport import SentinelTransport, Transport
-from posthog_jobs.operate.doctor.guards import warnings_for
+from posthog_jobs.operate.doctor import warnings_for
 from tests.nodes import free_port
 from tests.pace import Pace
 
@@ -218,9 +219,9 @@ def test_command_line_of_stock_celery(site: Site) -> None:
 
 def test_guards(site: Site, own_server: Server) -> None:
     """Settings that may lose jobs are named with their fix; a safe server gets no warning."""
-    assert warnings_for(own_server.client()) == []
-    (unsaved,) = warnings_for(site.redis)
+    assert warnings_for(lambda: (own_server.client(), Keys())) == []
+    (unsaved,) = warnings_for(lambda: (site.redis, Keys()))
     assert "appendonly yes" in unsaved
     own_server.client().config_set("maxmemory-policy", "allkeys-lru")
-    (evicts,) = warnings_for(own_server.client())
+    (evicts,) = warnings_for(lambda: (own_server.client(), Keys()))
     assert "maxmemory-policy noeviction" in evicts

@@ -11,7 +11,7 @@ import click
 from posthog_jobs.operate.cli.output import app_of, as_json, print_json
 
 if TYPE_CHECKING:
-    from posthog_jobs.operate.doctor.findings import Finding
+    from posthog_jobs.operate.doctor import Finding
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _CODES = {"ok": 0, "warn": 1, "fail": 2}
