@@ -28,8 +28,10 @@ from posthog_jobs.broker.sender import JobSender
 from posthog_jobs.broker.transport.sending import sending
 from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
+from posthog_jobs.hooks.exports import Exporter
 from posthog_jobs.hooks.tick_ledger import TickLedger
 from posthog_jobs.jobs.handle import JobHandle
+from posthog_jobs.meta.redis_stores import redis_stores
 from posthog_jobs.operate.apps import Apps
 from posthog_jobs.redaction import guard
 from posthog_jobs.settings import Settings
@@ -128,10 +130,20 @@ class PostHogJobs(Celery):
             with self._runtime_lock:
                 if self._runtime is None:
                     check_json_only(self.conf)
-                    settings = self.settings
-                    server = self.store_server() or self._broker
-                    self._runtime = Runtime(settings, self._sender, server, RedisStore(server))
+                    settings, server = self.settings, self.server
+                    self._runtime = Runtime(
+                        settings,
+                        self._sender,
+                        redis_stores(server, settings.storage_url),
+                        store=RedisStore(server),
+                        exporter=Exporter(self._sender, server),
+                    )
         return self._runtime
+
+    @cached_property
+    def server(self) -> RedisServer:
+        """The Redis of the installed apps and what they keep: the broker's, or another one."""
+        return self.store_server() or self._broker
 
     def process_event(self, event: object) -> dict[str, Any] | None:
         """Pass an event through the `process_event` hooks of its team, in this process.
@@ -205,7 +217,7 @@ class PostHogJobs(Celery):
         Its methods raise StoreUnavailableError when Redis does not answer.
         """
         runtime = self.runtime
-        store = RedisStore(runtime.server)
+        store = RedisStore(self.server)
         return Apps(
             runtime,
             store,
@@ -270,7 +282,7 @@ class PostHogJobs(Celery):
     @property
     def _redis(self) -> RedisServer:
         """The broker; where that is RabbitMQ, the Redis beside it, if there is one."""
-        return self.runtime.server if rabbitmq.is_configured(self.conf) else self._broker
+        return self.server if rabbitmq.is_configured(self.conf) else self._broker
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.

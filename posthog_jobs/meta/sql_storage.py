@@ -8,7 +8,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from posthog_jobs.errors import ConfigurationError, StoreUnavailableError, StoreValueError, is_whole
+from posthog_jobs.errors import ConfigurationError, StoreUnavailableError
+from posthog_jobs.meta.storage import add_whole
 
 try:
     import sqlalchemy as sa
@@ -24,7 +25,6 @@ T = TypeVar("T")
 TABLE: Final = "posthog_jobs_storage"
 
 _WAIT: Final = 5  # seconds, for a connection and for SQLite's lock
-_INT64: Final = range(-(2**63), 2**63)
 
 
 class SQLStorage:
@@ -89,9 +89,7 @@ class SQLStorage:
         """Add to a whole number, 0 if there is none; return the sum."""
         while True:
             text = self.get(app_id, key)
-            total = _whole(text) + by
-            if by not in _INT64 or total not in _INT64:
-                raise StoreValueError(f"{total} is no whole number of 64 bits; keep it smaller")
+            total = add_whole(text, by)
             if text is None:
                 done = self._insert(app_id, key, str(total))
             else:
@@ -184,15 +182,6 @@ class _TakenError(Exception):
 
 def _row_id(app_id: str, key: str) -> str:
     return hashlib.sha256(f"{app_id}:{key}".encode()).hexdigest()
-
-
-def _whole(text: str | None) -> int:
-    value = 0 if text is None else json.loads(text)
-    if not is_whole(value):
-        raise StoreValueError(
-            f"the key holds a value of another kind: {type(value).__name__}, no whole number"
-        )
-    return value
 
 
 def _checked(text: str) -> sa.URL:

@@ -1,18 +1,23 @@
-"""`meta.storage`: values that stay until they are deleted.
+"""`meta.storage`, values that stay until they are deleted, and `meta.utils.cursor` upon it.
 
 Called as `meta.cache` is: values from sync code, awaitables in a running event loop.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from posthog_jobs.errors import StoreValueError, is_whole
 from posthog_jobs.jobs.payload import check_key, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from posthog_jobs.jobs.lane import Lane
+
+_INT64: Final = (-(2**63), 2**63 - 1)
 
 
 class StorageBackend(Protocol):
@@ -23,7 +28,7 @@ class StorageBackend(Protocol):
     StoreUnavailableError when the store does not answer.
     """
 
-    def get(self, app_id: str, key: str) -> str | None:
+    def get(self, app_id: str, key: str) -> str | bytes | None:
         """Return the text of a key, or None if it has none."""
 
     def set(self, app_id: str, key: str, text: str) -> None:
@@ -39,13 +44,14 @@ class StorageBackend(Protocol):
         """Add to a whole number of 64 bits, 0 if there is none; return the sum. Atomic.
 
         Raises:
-            StoreValueError: the text is no such number, or the sum would be none.
+            StoreValueError: the text is not such a number, or the sum would not be one.
         """
 
     def purge(self, app_id: str) -> int:
         """Delete all that an installation has kept; return how many keys there were."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Storage:
     """One installation's storage. Keys are strings, values what a payload may hold.
 
@@ -53,12 +59,9 @@ class Storage:
     and StoreUnavailableError when the store does not answer.
     """
 
-    __slots__ = ("_app_id", "_backend", "_lane")
-
-    def __init__(self, app_id: str, backend: StorageBackend, lane: Lane) -> None:
-        self._app_id: Final = app_id
-        self._backend: Final = backend
-        self._lane: Final = lane
+    _app_id: str
+    _backend: StorageBackend
+    _lane: Lane
 
     def get(self, key: str, default: object = None) -> Any:
         """Return the value of a key, or the default if it has none."""
@@ -73,6 +76,74 @@ class Storage:
         """Delete a value; return whether there was one."""
         return self._call("delete", key, lambda: self._backend.delete(self._app_id, key))
 
-    def _call(self, what: str, key: str, call: Callable[[], Any]) -> Any:
+    def _call(self, what: str, key: str, function: Callable[[], Any]) -> Any:
         check_key(key)
-        return self._lane.call(call, f"storage.{what} of app id {self._app_id!r}")
+        return self._lane.call(function, f"storage.{what} of app id {self._app_id!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cursor:
+    """An installation's cursors: keys of its storage that hold whole numbers of 64 bits.
+
+    Both methods raise StoreKeyError or StoreValueError for a bad argument where they are called,
+    and StoreUnavailableError when the store does not answer.
+    """
+
+    _app_id: str
+    _backend: StorageBackend
+    _lane: Lane
+
+    def init(self, key: str, initial: int = 0) -> Any:
+        """Start a cursor, unless it was started before: then it goes on, as with PostHog.
+
+        So `setup_plugin`, which runs in every process, can do it. To start again, use
+        `meta.storage.set(key, initial)`.
+        """
+        text = str(_checked("initial", initial))
+
+        def call() -> None:
+            self._backend.add(self._app_id, key, text)
+
+        return self._call("init", key, call)
+
+    def increment(self, key: str, by: int = 1) -> Any:
+        """Add to a cursor, 0 if it was not started; return the sum. Atomic."""
+        _checked("by", by)
+        return self._call("increment", key, lambda: self._backend.increment(self._app_id, key, by))
+
+    def _call(self, what: str, key: str, function: Callable[[], Any]) -> Any:
+        check_key(key)
+        return self._lane.call(function, f"cursor.{what} of app id {self._app_id!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utils:
+    """`meta.utils`, which PostHog's API has for the cursor alone.
+
+    Attributes:
+        cursor: whole numbers that several workers advance at once.
+    """
+
+    cursor: Cursor
+
+
+def add_whole(text: str | None, by: int) -> int:
+    """Return the sum of what a key holds, 0 if nothing, and a number; for stores.
+
+    Raises:
+        StoreValueError: one of them, or the sum, is not a whole number of 64 bits.
+    """
+    value = 0 if text is None else json.loads(text)
+    if not is_whole(value, *_INT64):
+        raise StoreValueError(
+            f"the key holds a value of another kind: {type(value).__name__}, or over 64 bits; use "
+            "one that holds a whole number"
+        )
+    return _checked("the sum", value + by)
+
+
+def _checked(name: str, number: object) -> int:
+    if not is_whole(number, *_INT64):
+        shown = number if isinstance(number, (int, float)) else type(number).__name__
+        raise StoreValueError(f"{name} is {shown}; use a whole number of 64 bits")
+    return number

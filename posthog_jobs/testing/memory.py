@@ -1,218 +1,220 @@
-"""The commands of Redis that `meta.cache`, `storage` and `metrics` use, in this process's memory.
-
-The contract tests of the stores (`tests/test_stores.py`) run over Redis and over this.
-"""
+"""What `meta` keeps, in this process's memory; the contract tests of the stores run over it too."""
 
 from __future__ import annotations
 
 import math
-import re
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from posthog_jobs.broker.redis import Keys
-from posthog_jobs.broker.scripts import EXTREME
 from posthog_jobs.errors import StoreValueError
+from posthog_jobs.jobs.payload import in_order
+from posthog_jobs.meta.meta import Stores
+from posthog_jobs.meta.storage import add_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
     from datetime import datetime
 
-    from redis import Redis
-
-T = TypeVar("T")
-
-#: What Redis takes for a whole number, before it looks whether that has 64 bits.
-_INTEGER: Final = re.compile(r"(0|-?[1-9][0-9]{0,18})\Z")
-_INT64: Final = range(-(2**63), 2**63)
+K = TypeVar("K", bound=tuple[str, ...])
+T = TypeVar("T", str, list[str])
 
 
-class MemoryServer:
-    """Stands in for `RedisServer`; a call is atomic, as a command of Redis is."""
+def memory_stores(now: Callable[[], datetime]) -> Stores:
+    """Return stores that hold nothing yet.
 
-    __slots__ = ("_keys", "_lock", "_redis")
-
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        """Begin with nothing.
-
-        Args:
-            now: the present, by which a value's time to live ends.
-        """
-        self._redis: Final = MemoryRedis(now)
-        self._keys: Final = Keys()
-        self._lock: Final = threading.RLock()
-
-    def call(self, function: Callable[[Redis, Keys], T]) -> T:
-        """Call a function with the client and the key names.
-
-        Raises:
-            StoreValueError: the key holds a value of another kind.
-        """
-        with self._lock:
-            return function(cast("Redis", self._redis), self._keys)
+    Args:
+        now: the present, by which a value's time to live ends.
+    """
+    return Stores(cache=MemoryCache(now), storage=MemoryStorage(), metrics=MemoryMetrics())
 
 
 @dataclass(slots=True)
 class _Entry:
-    value: str | list[str] | dict[str, str]
+    value: str | list[str]
     ends: datetime | None = None
 
 
-class MemoryRedis:
-    """A Redis client's methods; what is not here, `meta` does not use."""
+class MemoryCache:
+    """A `CacheStore` of one process."""
 
-    __slots__ = ("_entries", "_now")
+    __slots__ = ("_entries", "_lock", "_now")
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now: Final = now
-        self._entries: Final[dict[str, _Entry]] = {}
+        self._entries: Final[dict[tuple[str, str], _Entry]] = {}
+        self._lock: Final = threading.RLock()
 
-    def set(self, name: str, value: str, *, px: int | None = None) -> None:
-        """Keep text; of what was there, its time to live too, nothing is left."""
-        ends = None if px is None else self._now() + timedelta(milliseconds=px)
-        self._entries[name] = _Entry(value, ends)
+    def set(self, app_id: str, key: str, text: str, milliseconds: int | None) -> None:
+        """Keep a text in place of what was there, for so long, or until it is set again."""
+        ends = None if milliseconds is None else self._after(milliseconds)
+        with self._lock:
+            self._entries[app_id, key] = _Entry(text, ends)
 
-    def get(self, name: str) -> str | None:
-        """Return text."""
-        entry = self._entry(name)
-        return None if entry is None else _of_kind(entry, str)
+    def get(self, app_id: str, key: str) -> str | None:
+        """Return the text of a key, or None if it has none."""
+        with self._lock:
+            return self._value(app_id, key, str)
 
-    def incr(self, name: str) -> int:
-        """Add 1; the time to live stays."""
-        entry = self._entry(name)
-        text = "0" if entry is None else _of_kind(entry, str)
-        text = _sum(text, 1, "value is not an integer or out of range")
-        if entry is None:
-            entry = self._entries[name] = _Entry(text)
-        entry.value = text
-        return int(text)
+    def increment(self, app_id: str, key: str) -> int:
+        """Add 1 to a whole number of 64 bits, 0 if there is none; return the sum."""
+        with self._lock:
+            total = add_whole(self._value(app_id, key, str), 1)
+            self._keep(app_id, key, str(total))
+        return total
 
-    def pexpire(self, name: str, milliseconds: int) -> bool:
-        """Set the time to live."""
-        entry = self._entry(name)
-        if entry is not None:
-            entry.ends = self._now() + timedelta(milliseconds=milliseconds)
+    def expire(self, app_id: str, key: str, milliseconds: int) -> bool:
+        """Let a key vanish after so long; return whether there is such a key."""
+        with self._lock:
+            entry = self._entry(app_id, key)
+            if entry is not None:
+                entry.ends = self._after(milliseconds)
         return entry is not None
 
-    def lpush(self, name: str, *values: str) -> int:
-        """Put elements before a list."""
-        elements = self._list(name)
-        elements[:0] = reversed(values)
-        if name not in self._entries:
-            self._entries[name] = _Entry(elements)
+    def push(self, app_id: str, key: str, texts: list[str]) -> int:
+        """Put texts before a list, the last one first; return its length."""
+        with self._lock:
+            elements = [*reversed(texts), *self._list(app_id, key)]
+            self._keep(app_id, key, elements)
         return len(elements)
 
-    def lrange(self, name: str, start: int, end: int) -> list[str]:
-        """Return a part of a list."""
-        elements = self._list(name)
+    def range(self, app_id: str, key: str, start: int, end: int) -> list[str]:
+        """Return a list's texts from `start` to `end`, both included; -1 is the last one."""
+        elements = self._list(app_id, key)
         first = max(start + len(elements), 0) if start < 0 else start
         last = end + len(elements) if end < 0 else end
         return elements[first : max(last + 1, 0)]
 
-    def llen(self, name: str) -> int:
-        """Return a list's length."""
-        return len(self._list(name))
+    def length(self, app_id: str, key: str) -> int:
+        """Return the length of a list, 0 if there is none."""
+        return len(self._list(app_id, key))
 
-    def lpop(self, name: str, count: int) -> list[str]:
-        """Take elements from the front of a list."""
-        elements = self._list(name)
-        taken, elements[:count] = elements[:count], []
-        self._forget_empty(name)
-        return taken
+    def pop(self, app_id: str, key: str, count: int) -> list[str]:
+        """Take up to `count` texts from the front of a list; an empty list is gone."""
+        with self._lock:
+            elements = self._list(app_id, key)
+            self._keep(app_id, key, elements[count:])
+        return elements[:count]
 
-    def lrem(self, name: str, count: int, value: str) -> int:
-        """Remove elements of a list that are equal to a value, from its end if count < 0."""
-        elements = self._list(name)
-        places = [place for place, element in enumerate(elements) if element == value]
-        if count:
+    def remove(self, app_id: str, key: str, count: int, text: str) -> int:
+        """Remove up to `count` texts of an equal value, all if 0, from the end if negative."""
+        wanted = in_order(text)
+        with self._lock:
+            elements = self._list(app_id, key)
+            places = [place for place, each in enumerate(elements) if in_order(each) == wanted]
             places = places[:count] if count > 0 else places[count:]
-        for place in reversed(places):
-            del elements[place]
-        self._forget_empty(name)
+            left = [each for place, each in enumerate(elements) if place not in places]
+            self._keep(app_id, key, left)
         return len(places)
 
-    def hset(self, name: str, key: str, value: str) -> None:
-        """Keep a field of a hash."""
-        self._hash(name)[key] = value
+    def purge(self, app_id: str) -> int:
+        """Delete all that an installation has kept; return how many keys there were."""
+        with self._lock:
+            return _purge(self._entries, app_id)
 
-    def hget(self, name: str, key: str) -> str | None:
-        """Return a field of a hash."""
-        return self._hash(name).get(key)
+    def _after(self, milliseconds: int) -> datetime:
+        return self._now() + timedelta(milliseconds=milliseconds)
 
-    def hgetall(self, name: str) -> dict[bytes, bytes]:
-        """Return a hash, in bytes as the client does."""
-        return {key.encode(): value.encode() for key, value in self._hash(name).items()}
+    def _entry(self, app_id: str, key: str) -> _Entry | None:
+        entry = self._entries.get((app_id, key))
+        return None if entry is None or (entry.ends and entry.ends <= self._now()) else entry
 
-    def hsetnx(self, name: str, key: str, value: str) -> bool:
-        """Keep a field of a hash unless it is there; return whether it was kept."""
-        return self._hash(name).setdefault(key, value) is value
+    def _value(self, app_id: str, key: str, kind: type[T]) -> T | None:
+        entry = self._entry(app_id, key)
+        if entry is None:
+            return None
+        if not isinstance(entry.value, kind):
+            raise StoreValueError("the key holds a value of another kind: text, or a list")
+        return entry.value
 
-    def hincrby(self, name: str, key: str, by: int) -> int:
-        """Add to a whole number in a hash."""
-        fields = self._hash(name)
-        fields[key] = _sum(fields.get(key, "0"), by, "hash value is not an integer")
-        return int(fields[key])
+    def _list(self, app_id: str, key: str) -> list[str]:
+        return self._value(app_id, key, list) or []
 
-    def hincrbyfloat(self, name: str, key: str, by: float) -> float:
-        """Add to a number in a hash."""
-        fields = self._hash(name)
-        total = float(fields.get(key, "0")) + by
-        if not math.isfinite(total):
-            raise _other_kind("increment would produce NaN or Infinity")
-        fields[key] = repr(total)
+    def _keep(self, app_id: str, key: str, value: str | list[str]) -> None:
+        """Put a value in place of the one before, whose time to live stays."""
+        entry = self._entry(app_id, key)
+        if value:
+            self._entries[app_id, key] = _Entry(value, None if entry is None else entry.ends)
+        else:
+            self._entries.pop((app_id, key), None)
+
+
+class MemoryStorage:
+    """A `StorageBackend` of one process."""
+
+    __slots__ = ("_lock", "_texts")
+
+    def __init__(self) -> None:
+        self._texts: Final[dict[tuple[str, str], str]] = {}
+        self._lock: Final = threading.RLock()
+
+    def get(self, app_id: str, key: str) -> str | None:
+        """Return the text of a key, or None if it has none."""
+        return self._texts.get((app_id, key))
+
+    def set(self, app_id: str, key: str, text: str) -> None:
+        """Keep a text in place of what was there."""
+        self._texts[app_id, key] = text
+
+    def add(self, app_id: str, key: str, text: str) -> bool:
+        """Keep a text unless the key has one; return whether it was kept."""
+        return self._texts.setdefault((app_id, key), text) is text
+
+    def delete(self, app_id: str, key: str) -> bool:
+        """Delete a key; return whether it was there."""
+        return self._texts.pop((app_id, key), None) is not None
+
+    def increment(self, app_id: str, key: str, by: int) -> int:
+        """Add to a whole number of 64 bits, 0 if there is none; return the sum."""
+        with self._lock:
+            total = add_whole(self._texts.get((app_id, key)), by)
+            self._texts[app_id, key] = str(total)
         return total
 
-    def execute_command(self, command: str, sha: str, keys: int, *args: str) -> int:
-        """Run the one script that is needed here, which keeps a metric's extreme."""
-        if (command, sha, keys) != ("EVALSHA", EXTREME.sha, 1):
-            raise NotImplementedError(f"{command} {sha} is no script that runs in memory")
-        name, field, text, kind = args
-        fields = self._hash(name)
-        best = {"max": max, "min": min}[kind](float(fields.get(field, text)), float(text))
-        is_new = field not in fields or best != float(fields[field])
-        fields[field] = repr(best)
-        return int(is_new)
-
-    def hdel(self, name: str, key: str) -> int:
-        """Remove a field of a hash; return how many there were."""
-        return 0 if self._hash(name).pop(key, None) is None else 1
-
-    def _entry(self, name: str) -> _Entry | None:
-        entry = self._entries.get(name)
-        if entry is None or entry.ends is None or entry.ends > self._now():
-            return entry
-        del self._entries[name]
-        return None
-
-    def _list(self, name: str) -> list[str]:
-        entry = self._entry(name)
-        return [] if entry is None else _of_kind(entry, list)
-
-    def _hash(self, name: str) -> dict[str, str]:
-        return _of_kind(self._entries.setdefault(name, _Entry({})), dict)
-
-    def _forget_empty(self, name: str) -> None:
-        entry = self._entries.get(name)
-        if entry is not None and not entry.value:
-            del self._entries[name]
+    def purge(self, app_id: str) -> int:
+        """Delete all that an installation has kept; return how many keys there were."""
+        return _purge(self._texts, app_id)
 
 
-def _of_kind(entry: _Entry, kind: type[T]) -> T:
-    if not isinstance(entry.value, kind):
-        raise _other_kind("WRONGTYPE Operation against a key holding the wrong kind of value")
-    return entry.value
+class MemoryMetrics:
+    """A `MetricsStore` of one process."""
+
+    __slots__ = ("_lock", "_values")
+
+    def __init__(self) -> None:
+        self._values: Final[dict[tuple[str, str, str], float]] = {}
+        self._lock: Final = threading.RLock()
+
+    def record(self, app_id: str, kind: str, name: str, number: float) -> None:
+        """Add a number to a `sum`, or keep it if it is the most (`max`) or the least."""
+        with self._lock:
+            before = self._values.get((app_id, kind, name))
+            if before is not None:
+                number = {"sum": before + number, "max": max(before, number)}.get(
+                    kind, min(before, number)
+                )
+            if not math.isfinite(number):
+                raise StoreValueError(f"the sum of metric {name!r} would not be finite")
+            self._values[app_id, kind, name] = number
+
+    def read(self, app_id: str) -> dict[tuple[str, str], float]:
+        """Return what was recorded, by kind and name."""
+        with self._lock:
+            return {
+                (kind, name): number
+                for (owner, kind, name), number in self._values.items()
+                if owner == app_id
+            }
+
+    def purge(self, app_id: str) -> int:
+        """Delete all that an installation has recorded; return how many keys there were."""
+        with self._lock:
+            return _purge(self._values, app_id)
 
 
-def _sum(text: str, by: int, otherwise: str) -> str:
-    if not _INTEGER.match(text) or int(text) not in _INT64:
-        raise _other_kind(otherwise)
-    total = int(text) + by
-    if total not in _INT64:
-        raise _other_kind("increment or decrement would overflow")
-    return str(total)
-
-
-def _other_kind(why: str) -> StoreValueError:
-    return StoreValueError(f"the key holds a value of another kind: {why}")
+def _purge(kept: MutableMapping[K, Any], app_id: str) -> int:
+    keys = [key for key in kept if key[0] == app_id]
+    for key in keys:
+        del kept[key]
+    return len(keys)

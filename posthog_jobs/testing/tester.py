@@ -25,7 +25,7 @@ from posthog_jobs.settings import Settings
 from posthog_jobs.testing.boundary import as_worker, refuse_event_loop
 from posthog_jobs.testing.clock import Clock
 from posthog_jobs.testing.due import run_until
-from posthog_jobs.testing.memory import MemoryServer
+from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.testing.recorder import JobsRecorder
 from posthog_jobs.testing.schedule import MemorySchedule
 from posthog_jobs.testing.source import loadable
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from posthog_jobs.apps.installation import Installation
-    from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.hooks.events import PluginEvent
     from posthog_jobs.jobs.due import Number
     from posthog_jobs.jobs.function import Function
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.schedule import ScheduledJob
     from posthog_jobs.testing.source import App
-    from posthog_jobs.worker.runtime import AppSender
 
 
 #: Hook → how it is run again after `RetryError`, as in a worker.
@@ -66,7 +64,7 @@ class AppTester:
         jobs: what was triggered, and what failed.
     """
 
-    __slots__ = ("_app_id", "_runtime", "_schedule", "_server", "_settings", "clock", "jobs")
+    __slots__ = ("_app_id", "_runtime", "_schedule", "_settings", "_stores", "clock", "jobs")
 
     def __init__(
         self,
@@ -98,7 +96,7 @@ class AppTester:
             entry = {"module": source, "config": dict(config or {}), "team_id": team_id}
             self._settings: Final = Settings(apps={app_id: entry})
             self._schedule: Final = MemorySchedule(self.clock, self._settings.max_payload_bytes)
-            self._server: Final = MemoryServer(self._schedule.now)
+            self._stores: Final = memory_stores(self._schedule.now)
             self._runtime = self._started()
         self._runtime.installations.get(app_id)
         self.jobs: Final = JobsRecorder(self._schedule)
@@ -245,9 +243,8 @@ class AppTester:
 
     def _started(self) -> Runtime:
         """Return what a new process would have: nothing set up, and the same stores."""
-        # a tester hands batches to `export_events` itself, so that nothing is sent for it
-        sender = cast("AppSender", self._schedule)
-        return Runtime(self._settings, sender, cast("RedisServer", self._server))
+        # without an exporter: a tester hands batches to `export_events` itself
+        return Runtime(self._settings, self._schedule, self._stores)
 
     def _hook(self, name: str) -> Function:
         definition = self._installation.definition

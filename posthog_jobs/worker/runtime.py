@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Roster
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.hooks.chain import on_event, process_event, process_events
 from posthog_jobs.hooks.events import check_event
-from posthog_jobs.hooks.exports import Exporter, ExportSender
 from posthog_jobs.jobs.execution import call
 from posthog_jobs.jobs.lane import Lane
-from posthog_jobs.jobs.message import ABSENT, Outbox, Sender
+from posthog_jobs.jobs.message import ABSENT, Outbox
 from posthog_jobs.jobs.ready_job import BY_HAND, ReadyJob, call_of, check_call
-from posthog_jobs.meta.metas import Metas
+from posthog_jobs.meta.meta import Metas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from posthog_jobs.apps.installation import Installation, Installations
     from posthog_jobs.apps.store import InstallationStore
-    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.hooks.exports import Exporter
+    from posthog_jobs.jobs.message import Sender
     from posthog_jobs.jobs.running import Delivery
-    from posthog_jobs.meta.meta import Meta
+    from posthog_jobs.meta.meta import Meta, Stores
     from posthog_jobs.settings import Settings
-
-
-class AppSender(Sender, ExportSender, Protocol):
-    """What brings all that apps cause to the broker."""
 
 
 class Runtime:
@@ -41,38 +37,39 @@ class Runtime:
         roster: who is installed.
         metas: builds what apps are given, and reads what they have recorded.
         outbox: publishes.
-        server: where `meta.cache` and `meta.storage` live.
     """
 
-    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "roster", "server", "settings")
+    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "roster", "settings")
 
     def __init__(
         self,
         settings: Settings,
-        sender: AppSender,
-        server: RedisServer,
+        sender: Sender,
+        stores: Stores,
+        *,
         store: InstallationStore | None = None,
+        exporter: Exporter | None = None,
     ) -> None:
         """Load the apps of the configuration; one that cannot be loaded is logged and left out.
 
         Args:
             settings: what is configured.
             sender: publishes.
-            server: where `meta.cache` and `meta.storage` live.
+            stores: where `meta.cache`, `meta.storage` and `meta.metrics` live.
             store: where more installations live; read when the first is asked for.
+            exporter: brings events to `export_events`; without it nothing is exported.
         """
         self.settings: Final = settings
         self.roster: Final = Roster(settings, store, self._retire)
         self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
-        self.server: Final = server
-        self.metas: Final = Metas(settings, server, self.outbox)
+        self.metas: Final = Metas(settings, stores, self.outbox)
         self._lifecycle: Final = Lifecycle(
             self.metas.build,
             self.roster.known.is_current,
             before_end=self._export_rest,
             after_end=self._purge_rest,
         )
-        self._exporter: Final = Exporter(sender, server)
+        self._exporter: Final = exporter
 
     @property
     def installations(self) -> Installations:
@@ -231,7 +228,8 @@ class Runtime:
         Raises:
             BrokerUnavailableError: it is not in all of them, and cannot be sent.
         """
-        self._exporter.add(event, self.installations.of_team(event["team_id"]))
+        if self._exporter is not None:
+            self._exporter.add(event, self.installations.of_team(event["team_id"]))
 
     def batch(self, app_id: str, events: list[dict[str, Any]]) -> Callable[[], None]:
         """Return what runs an installation's `export_events` on a batch, with its app set up.
@@ -275,7 +273,8 @@ class Runtime:
             installation = self.roster.get(app_id)
         except AppError:
             installation = None
-        self._exporter.flush(app_id, installation, owner)
+        if self._exporter is not None:
+            self._exporter.flush(app_id, installation, owner)
 
     def look_for_exports(self) -> None:
         """Send the flush of each buffer whose own was lost.
@@ -283,7 +282,8 @@ class Runtime:
         Raises:
             StoreUnavailableError, BrokerUnavailableError, ConfigurationError: not now.
         """
-        self._exporter.look(self.installations)
+        if self._exporter is not None:
+            self._exporter.look(self.installations)
 
     def drop_exports(self, app_id: str) -> None:
         """Delete what an installation has buffered for its `export_events`.
@@ -291,11 +291,13 @@ class Runtime:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        self._exporter.drop(app_id)
+        if self._exporter is not None:
+            self._exporter.drop(app_id)
 
     def tear_down(self) -> None:
         """Export what this process has buffered; run `teardown_plugin` of all it has set up."""
-        self._exporter.drain_all(self.batch)
+        if self._exporter is not None:
+            self._exporter.drain_all(self.batch)
         self._lifecycle.tear_down()
 
     def _retire(self, installation: Installation) -> None:
@@ -304,7 +306,7 @@ class Runtime:
     def _export_rest(self, installation: Installation, meta: Meta) -> None:
         """Export what an installation has buffered with its old version, which is about to end."""
         hook = installation.definition.hooks.get("export_events")
-        if hook is not None:
+        if hook is not None and self._exporter is not None:
             self._exporter.drain(
                 installation, lambda _, events: partial(call, hook, copy.deepcopy(events), meta)
             )

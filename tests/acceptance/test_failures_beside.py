@@ -147,13 +147,13 @@ def test_a_job_that_ends_its_process(jobs_app: PostHogJobs, pool: str) -> None:
 
     assert job.reason is Reason.WORKER_LOST
     assert len(notes(jobs_app, "die", "poison")) == 3
-    client, keys = jobs_app.runtime.server.connected()
+    client, keys = jobs_app.server.connected()
     assert client.keys(f"{keys.prefix}deliveries:*") == []
 
 
 def test_deliveries_are_forgotten_when_a_job_has_run(jobs_app: PostHogJobs) -> None:
     """Poison: what is delivered again and runs to its end leaves no count."""
-    client, keys = jobs_app.runtime.server.connected()
+    client, keys = jobs_app.server.connected()
 
     end = jobs_app.deliveries.start("task", "id")
 

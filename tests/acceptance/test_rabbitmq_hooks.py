@@ -102,7 +102,7 @@ class TestTicks:
         """Of two workers one sends the next tick, and each tick runs once, however late."""
         start_worker()
         quiet_moment(jobs_app)
-        redis, keys = jobs_app.runtime.server.connected()
+        redis, keys = jobs_app.server.connected()
         poll("the ticks are claimed", lambda: len(redis.keys(f"{keys.prefix}tick_claim:*")) >= 3)
         now = jobs_app.tick_ledger.now()
         assert not jobs_app.tasks["posthog_jobs.run_every_day"].send_next("ticking", now)
@@ -134,14 +134,14 @@ class TestTicks:
         for _ in range(2):
             with pytest.raises(BrokerUnavailableError):
                 schedule_ticks(app)
-        redis, keys = app.runtime.server.connected()
+        redis, keys = app.server.connected()
         assert redis.keys(f"{keys.prefix}tick_claim:*") == []
 
     @pytest.mark.parametrize("apps", [{}])
     def test_uninstalled(self, jobs_app: PostHogJobs, celery_setup: CeleryTestSetup) -> None:
         """A tick that is under way when its app is uninstalled runs nothing."""
         jobs_app.apps.install(TICKING, id="new")
-        redis, keys = jobs_app.runtime.server.connected()
+        redis, keys = jobs_app.server.connected()
         poll("the ticks", lambda: len(redis.keys(f"{keys.prefix}tick_claim:new:*")) >= 3)
         registered = jobs_app.control.inspect(timeout=1).registered
         poll("the app", lambda: "ticking" in str(registered()))

@@ -24,7 +24,7 @@ from posthog_jobs.errors import (
     StoreValueError,
 )
 from posthog_jobs.meta import sql_storage
-from posthog_jobs.meta.redis_storage import RedisStorage
+from posthog_jobs.meta.redis_stores import RedisStorage
 from posthog_jobs.meta.sql_storage import SQLStorage
 from tests import postgres_node
 from tests.conftest import APPS

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import itertools
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from posthog_jobs.errors import (
     StoreValueError,
 )
 from posthog_jobs.settings import Settings
-from posthog_jobs.testing.memory import MemoryServer
+from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.worker.runtime import Runtime
 from tests.conftest import APPS
 from tests.nodes import RedisProcess, closed_port, poll
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from posthog_jobs import Meta
-    from posthog_jobs.broker.redis import RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,8 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
 def installed(request: pytest.FixtureRequest) -> Callable[[str], Meta]:
     """What gives an installation's meta, over Redis and over what app authors test with."""
     if request.param == "memory":
-        server = cast("RedisServer", MemoryServer(lambda: datetime.now(UTC)))
-        return Runtime(Settings(apps=APPS), Recorder(), server).meta
+        stores = memory_stores(lambda: datetime.now(UTC))
+        return Runtime(Settings(apps=APPS), Recorder(), stores).meta
     redis: RedisProcess = request.getfixturevalue("redis")
     redis.client.flushall()
     return metas(redis)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.errors import (
     AppDisabledError,
     AppLoadError,
@@ -17,6 +17,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.settings import Settings
+from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.worker.runtime import Runtime
 from tests.recorder import Recorder
 
@@ -61,10 +62,6 @@ async def on_event(event, meta):
 """
 
 
-def no_connection() -> Any:
-    raise AssertionError("nothing here needs a server")
-
-
 @pytest.fixture
 def runtime(tmp_path: Path) -> Runtime:
     (tmp_path / "teapot.py").write_text(APP)
@@ -77,7 +74,7 @@ def runtime(tmp_path: Path) -> Runtime:
         "failed": {"module": module, "team_id": 3, "config": {"error": ValueError("no url")}},
         "bad": str(tmp_path / "bad.py"),
     }
-    return Runtime(Settings(apps=apps), Recorder(), redis_server(no_connection))
+    return Runtime(Settings(apps=apps), Recorder(), memory_stores(lambda: datetime.now(UTC)))
 
 
 def called(runtime: Runtime) -> list[Any]:
