@@ -51,7 +51,7 @@ from posthog_jobs.worker.tasks import JobTask, task_name
 from posthog_jobs.worker.tick_tasks import TICK_TASKS, stop_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from logging import Logger
 
     from kombu import Connection
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.operate.doctor import Finding
+    from posthog_jobs.operate.metrics import Metrics
     from posthog_jobs.worker.job_ends import JobEnd
 
 transport.install()
@@ -305,10 +306,25 @@ class PostHogJobs(Celery):
 
         return examine(self, self._broker.connected, timeout=timeout)
 
-    def broker_with_timeout(self, seconds: float) -> RedisServer:
-        """Return the broker, with timeouts of its own to connect and for a reply."""
-        limits = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-        return redis_server(partial(self.connection_for_write, transport_options=limits))
+    def count_metrics(self, queues: Callable[[], Mapping[str, Sequence[str]]]) -> Metrics | None:
+        """Count the ends of jobs in this worker, if `posthog_jobs_metrics_port` is set.
+
+        Args:
+            queues: gives queue → the lists that it is, for the queues that the worker consumes.
+
+        Raises:
+            ConfigurationError: it is set, and the extra `metrics` is not installed.
+        """
+        if self.settings.metrics_port is None:
+            return None
+        from posthog_jobs.operate.metrics import SCRAPE_TIMEOUT, Metrics  # noqa: PLC0415  # of an extra
+
+        limits = {"socket_timeout": SCRAPE_TIMEOUT, "socket_connect_timeout": SCRAPE_TIMEOUT}
+        broker = redis_server(partial(self.connection_for_write, transport_options=limits))
+        metrics = Metrics(self, broker, queues)
+        self.on_job_end = metrics.count
+        signals.worker_shutdown.connect(metrics.close)
+        return metrics
 
     def broker_warnings(self) -> list[str]:
         """Return what the broker is set up to lose, a sentence each; none for RabbitMQ."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from threading import get_ident
 from time import monotonic
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amqp.exceptions import PreconditionFailed
-from celery import signals
 from celery.bootsteps import RUN
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
-    from posthog_jobs.operate.metrics import Metrics
+    from posthog_jobs.broker.transport.lease import Lease
 
 logger = get_logger(__name__)
 
@@ -50,12 +49,22 @@ _LONGEST_INTERVAL = 3
 #: Seconds after which a tick that was cancelled, or lost with its worker's connection, is back.
 _TICKS_CHECKED_EVERY = 60
 
-#: Seconds to connect to the broker, and for a reply, when it is asked for metrics.
-_SCRAPE_TIMEOUT = 1.0
-
 
 def _fetch_more() -> None:
     """Do nothing, in the event loop, which looks for messages after it."""
+
+
+class Metrics(Protocol):
+    """Counts what becomes of a worker's jobs, and serves that."""
+
+    def count_unreadable(self, reason: Reason) -> None:
+        """Count a message that is kept as failed because no job can be made of it."""
+
+    def follow(self, lease: Lease) -> None:
+        """Count what a lease promotes, and what it is told cannot be read."""
+
+    def serve(self, port: int) -> None:
+        """Serve the metrics from now on, if they are not yet."""
 
 
 class JobConsumer(Consumer):
@@ -72,7 +81,7 @@ class JobConsumer(Consumer):
         self._loop_thread: int | None = None
         super().__init__(*args, **kwargs)
         job_log.replace_celerys()
-        self._metrics = self._counting()
+        self._metrics: Metrics | None = self.app.count_metrics(self._queue_lists)
 
     def Strategies(self) -> JobStrategies:  # noqa: N802  # Celery's name for the factory
         """Return the strategies; Celery calls this once, when the consumer is made."""
@@ -266,27 +275,6 @@ class JobConsumer(Consumer):
         if self._looking is not None:  # from before the connection was lost
             self._looking.cancel()
         self._looking = self.timer.call_repeatedly(INTERVAL, runtime.roster.refresh)
-
-    def _counting(self) -> Metrics | None:
-        """Have the ends of jobs counted, if metrics are to be served.
-
-        Raises:
-            ConfigurationError: the extra is not installed.
-        """
-        app = self.app
-        if app.settings.metrics_port is None:
-            return None
-        try:
-            from posthog_jobs.operate.metrics import Metrics  # noqa: PLC0415  # of an extra
-        except ImportError as error:
-            raise ConfigurationError(
-                "posthog_jobs_metrics_port is set, which takes Prometheus' client: pip install "
-                f"'posthog-jobs[metrics]' ({error})"
-            ) from error
-        metrics = Metrics(app, app.broker_with_timeout(_SCRAPE_TIMEOUT), self._queue_lists)
-        app.on_job_end = metrics.count
-        signals.worker_shutdown.connect(metrics.close)
-        return metrics
 
     def _serve_metrics(self) -> None:
         if self._metrics is None:

@@ -20,6 +20,7 @@ from prometheus_client import generate_latest
 import posthog_jobs
 import posthog_jobs.testing
 from posthog_jobs.broker.redis import Keys
+from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.operate.metrics import Metrics
@@ -178,7 +179,8 @@ def test_keys(prefix: str) -> None:
 def test_metrics(idle_app: PostHogJobs) -> None:
     """Metrics: what is served has these names."""
     idle_app.meta_for("recorder").jobs.record(1).run_in(1, "hour")
-    metrics = Metrics(idle_app, idle_app.broker_with_timeout(5), lambda: {"celery": ["celery"]})
+    broker = redis_server(idle_app.connection_for_write)
+    metrics = Metrics(idle_app, broker, lambda: {"celery": ["celery"]})
 
     served = generate_latest(metrics.registry).decode()
 

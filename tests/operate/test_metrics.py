@@ -1,4 +1,4 @@
-"""What is on its way on the broker, in numbers."""
+"""What a worker's metrics are made of: bounded labels, and numbers of the broker."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from redis import Redis
 
 from posthog_jobs.broker.redis import Keys
-from posthog_jobs.operate import backlog
-from posthog_jobs.operate.backlog import read_backlog
+from posthog_jobs.operate import metrics
+from posthog_jobs.operate.metrics import OTHER, UNKNOWN, MetricLabels, read_backlog
+from posthog_jobs.worker.tasks import parse_task_name, task_name
 from tests.overdue import bring_forward
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def test_the_numbers(
     jobs.record(1).run_now()
     client.zadd(keys.leases, {"worker": 1})
     client.hset(keys.inflight("worker"), "1", "…")
-    monkeypatch.setattr(backlog, "_PARTITIONS", 2)
+    monkeypatch.setattr(metrics, "_PARTITIONS", 2)
     bring_forward(client, "recorder", "record", 3600 + 2)
 
     found = read_backlog(client, keys, {"celery": ["celery", "none"]})
@@ -47,3 +48,25 @@ def test_the_numbers(
     assert (second.due, second.lag) == (0, 0)
     assert found.waiting_in_all == 5
     assert (found.fetched, found.queued, found.failed) == (1, {"celery": 1}, 0)
+
+
+def test_labels_are_bounded() -> None:
+    """Labels: of what is installed, and never more than so many."""
+    installed = {("teapot", "look"), ("teapot", "pour"), ("kettle", "boil")}
+    labels = MetricLabels(lambda app, job: (app, job) in installed, most=2)
+
+    assert labels.of("teapot", "look") == ("teapot", "look")
+    assert labels.of("strange", "look") == UNKNOWN
+    assert labels.of("teapot", "pour") == ("teapot", "pour")
+    assert labels.of("kettle", "boil") == OTHER
+
+    installed.clear()
+    assert labels.of("teapot", "look") == ("teapot", "look"), "time series go on"
+    assert labels.of("kettle", "boil") == UNKNOWN
+
+
+def test_names_of_tasks() -> None:
+    """Labels: the names of app and job are in the task's name; a hook's task has none."""
+    assert parse_task_name(task_name("teapot", "look")) == ("teapot", "look")
+    for name in ("posthog_jobs.on_event", "their.own.task", "", "posthog_jobs.a.b.c"):
+        assert parse_task_name(name) is None
