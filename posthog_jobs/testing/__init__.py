@@ -7,12 +7,10 @@ stands until it is turned. pytest has it as the fixture `posthog_app`.
 from __future__ import annotations
 
 from posthog_jobs.jobs.message import ABSENT
-from posthog_jobs.testing.clock import Clock
 from posthog_jobs.testing.events import create_event, create_identify, create_pageview
-from posthog_jobs.testing.meta import create_meta
-from posthog_jobs.testing.recorder import FailedJob, JobsRecorder
-from posthog_jobs.testing.schedule import ScheduledJob
-from posthog_jobs.testing.tester import AppTester
+from posthog_jobs.testing.recorder import JobsRecorder
+from posthog_jobs.testing.schedule import Clock, FailedJob, ScheduledJob
+from posthog_jobs.testing.tester import AppTester, create_meta
 
 __all__ = [
     "ABSENT",

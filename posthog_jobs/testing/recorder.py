@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from unittest.mock import ANY
 
@@ -14,20 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from posthog_jobs.jobs.due import Number
-    from posthog_jobs.testing.schedule import MemorySchedule, ScheduledJob
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedJob:
-    """A job that failed for good.
-
-    Attributes:
-        job: which one, as it was when it ran for the last time.
-        error: what it raised; RetriesExhaustedError if that was `RetryError` to the last.
-    """
-
-    job: ScheduledJob
-    error: Exception
+    from posthog_jobs.testing.schedule import FailedJob, MemorySchedule, ScheduledJob
 
 
 class JobsRecorder:

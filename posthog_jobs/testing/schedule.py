@@ -1,22 +1,67 @@
-"""What waits, in memory: takes what `meta.jobs` sends as the broker's schedule does."""
+"""What waits, in memory, and how it is run while a test turns its clock."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from posthog_jobs.errors import AppExitError, PostHogJobsError, RetriesExhaustedError, RetryError
+from posthog_jobs.jobs.due import due_at, due_in
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, loads, measure
+from posthog_jobs.jobs.retry import delay_after
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterator, Sequence
 
+    from posthog_jobs.hooks.events import PluginEvent
+    from posthog_jobs.jobs.due import Number
     from posthog_jobs.jobs.message import JobMessage
-    from posthog_jobs.testing.clock import Clock
+    from posthog_jobs.jobs.ready_job import ReadyJob
+
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+
+#: So many jobs that were triggered at one instant run at it before that counts as endless.
+_MOST_AT_ONCE: Final = 1000
+
+
+class Clock:
+    """The time that `run_in`, a ttl and a waiting job go by; it never goes back."""
+
+    __slots__ = ("_now",)
+
+    def __init__(self, now: datetime | None = None) -> None:
+        """Set the clock.
+
+        Args:
+            now: an aware datetime; None for the present, which app code that asks Python for the
+                time reckons from, too.
+        """
+        self._now = datetime.now(UTC) if now is None else due_at(now, now=_FIRST, call="Clock")
+
+    @property
+    def now(self) -> datetime:
+        """What it shows, an aware datetime in UTC."""
+        return self._now
+
+    def turn(self, number: Number, unit: str) -> None:
+        """Turn it on by a duration, in the units of `run_in`, and run nothing.
+
+        Raises:
+            DurationError: the number or the unit is not one.
+        """
+        self._now = due_in(number, unit, now=self._now)
+
+    def turn_to(self, moment: datetime) -> None:
+        """Turn it on to a moment, an aware datetime; one that has passed leaves it as it is."""
+        self._now = due_at(moment, now=self._now, call="turn_to")
+
+    def __repr__(self) -> str:
+        return f"<Clock {self._now.isoformat()}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +91,29 @@ class ScheduledJob:
     is_hook: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedJob:
+    """A job that failed for good.
+
+    Attributes:
+        job: which one, as it was when it ran for the last time.
+        error: what it raised; RetriesExhaustedError if that was `RetryError` to the last.
+    """
+
+    job: ScheduledJob
+    error: Exception
+
+
 class MemorySchedule:
-    """A `messages.Sender` that keeps all it is given. Threads may share it.
+    """A `Sender` that keeps all it is given; what is due by the clock has left for its queue.
+
+    Threads may share it.
 
     Attributes:
         captured: the events that `meta.posthog` was given, in order.
     """
 
-    __slots__ = ("_clock", "_jobs", "_largest", "_lock", "_promoted", "_queued", "captured")
+    __slots__ = ("_clock", "_jobs", "_largest", "_lock", "_promoted", "captured")
 
     def __init__(self, clock: Clock, largest: int) -> None:
         """Begin with nothing.
@@ -66,9 +126,8 @@ class MemorySchedule:
         self._largest: Final = largest
         self._lock: Final = threading.RLock()
         self._jobs: Final[dict[str, ScheduledJob]] = {}  # in the order in which they were sent
-        self._queued: Final[set[str]] = set()  # has left the schedule, or was never in it
-        self._promoted: Final[set[str]] = set()  # has left the schedule
-        self.captured: Final[list[dict[str, Any]]] = []
+        self._promoted: Final[set[str]] = set()  # waited, and does not any more
+        self.captured: Final[list[PluginEvent]] = []
 
     @property
     def jobs(self) -> Sequence[ScheduledJob]:
@@ -90,28 +149,24 @@ class MemorySchedule:
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Keep a job until it is taken; what waits under its key gives way, or stays."""
         payload = message.payload
-        if payload is not ABSENT:
-            payload = loads(dumps(payload))
+        job = ScheduledJob(
+            id=message.id,
+            name=message.job_name,
+            payload=payload if payload is ABSENT else loads(dumps(payload)),
+            due=message.due,
+            key=message.key,
+            sent_key=message.key,
+            attempt=0,
+            sent=self.now(),
+        )
         with self._lock:
-            self._promote()
-            for other in list(self._jobs.values()):
-                if message.key is not None and self._waits_under(other, message):
+            for other in self.jobs if job.key is not None else ():
+                if (other.name, other.key) == (job.name, job.key) and other.due > job.sent:
                     if message.if_waiting == "keep":
                         return other.id, other.due
                     del self._jobs[other.id]
-            self._add(
-                ScheduledJob(
-                    id=message.id,
-                    name=message.job_name,
-                    payload=payload,
-                    due=message.due,
-                    key=message.key,
-                    sent_key=message.key,
-                    attempt=0,
-                    sent=self.now(),
-                )
-            )
-        return message.id, message.due
+            self._jobs[job.id] = job
+        return job.id, job.due
 
     def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:  # noqa: ARG002
         """Keep an event, as it arrives."""
@@ -127,19 +182,13 @@ class MemorySchedule:
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job that waits."""
         with self._lock:
-            steered = self._steered(
-                task_id, Steered.QUEUED if at <= self.now() else Steered.RESCHEDULED
-            )
+            now = self.now()
+            steered = self._steered(task_id, Steered.QUEUED if at <= now else Steered.RESCHEDULED)
             if steered.waited:
-                self._jobs[task_id] = replace(self._jobs[task_id], due=max(at, self.now()))
-                self._promote()
+                self._jobs[task_id] = replace(self._jobs[task_id], due=max(at, now))
+            if steered is Steered.QUEUED:
+                self._promoted.add(task_id)
         return steered
-
-    def take(self, job: ScheduledJob) -> None:
-        """Take a job out, to run it."""
-        with self._lock:
-            self._promote()
-            del self._jobs[job.id]
 
     def wait_for_hook(self, name: str, payload: object, delay: float) -> None:
         """Let a hook that was run once, and raised `RetryError`, wait for so many seconds."""
@@ -155,37 +204,88 @@ class MemorySchedule:
             sent=now,
             is_hook=True,
         )
-        self.again(first, delay)
+        self._again(first, delay)
 
-    def again(self, job: ScheduledJob, delay: float) -> None:
-        """Let a job that was taken wait for so many seconds, under its id and no key."""
+    def run_until(
+        self, end: datetime, prepare: Callable[[ScheduledJob], ReadyJob]
+    ) -> Iterator[tuple[ScheduledJob, FailedJob | None]]:
+        """Run what is due by a moment, in order, with the clock turned to each job's due time.
+
+        Args:
+            end: the moment, which the clock shows at last.
+            prepare: returns what runs a job.
+
+        Yields:
+            Each job after it has run, and its failure if it failed for good.
+
+        Raises:
+            PostHogJobsError: jobs trigger each other at one instant without an end.
+        """
+        clock, at_once = self._clock, 0
+        while (waiting := self.jobs) and waiting[0].due <= end:
+            job = waiting[0]
+            clock.turn_to(job.due)
+            at_once = at_once + 1 if job.due <= job.sent else 0
+            if at_once > _MOST_AT_ONCE:
+                raise PostHogJobsError(
+                    f"over {_MOST_AT_ONCE} jobs were triggered and due at the same instant, "
+                    f"{clock.now.isoformat()}, the last of them {job.name!r}; let what triggers "
+                    "itself end, or use run_in"
+                )
+            self.cancel(job.id)
+            yield job, self._attempt(job, prepare(job))
+        clock.turn_to(end)
+
+    def _attempt(self, job: ScheduledJob, run: ReadyJob) -> FailedJob | None:
+        failure: Exception
+        what = f"{'hook' if job.is_hook else 'job'} {job.name!r}"
+        try:
+            with as_worker():
+                run()
+        except RetryError as error:
+            delay = delay_after(error, run.retry, job.attempt)
+            if delay is not None:
+                self._again(job, delay)
+                return None
+            failure = RetriesExhaustedError(
+                f"{what} raised RetryError at each of {job.attempt + 1} attempts; the last one: "
+                f"{error}"
+            )
+            failure.__cause__ = error
+        except Exception as error:  # noqa: BLE001  # whoever runs the jobs raises it, or keeps it
+            failure = error
+        else:
+            return None
+        failure.add_note(f"raised by {what}, which was due at {job.due.isoformat()}")
+        return FailedJob(job=job, error=failure)
+
+    def _again(self, job: ScheduledJob, delay: float) -> None:
+        """Let a job that has run wait for so many seconds, under its id and no key."""
         now = self.now()
         due = now + timedelta(seconds=delay)
         with self._lock:
-            self._queued.discard(job.id)
             self._promoted.discard(job.id)
-            self._add(replace(job, due=due, key=None, attempt=job.attempt + 1, sent=now))
-
-    def _add(self, job: ScheduledJob) -> None:
-        self._jobs[job.id] = job
-        if job.due <= self.now():
-            self._queued.add(job.id)
-
-    def _promote(self) -> None:
-        """Note what the turned clock has made due; its key is free then."""
-        now = self.now()
-        due = {job.id for job in self._jobs.values() if job.due <= now} - self._queued
-        self._queued.update(due)
-        self._promoted.update(due)
-
-    def _waits_under(self, job: ScheduledJob, message: JobMessage) -> bool:
-        return job.id not in self._queued and (job.name, job.key) == (
-            message.job_name,
-            message.key,
-        )
+            self._jobs[job.id] = replace(job, due=due, key=None, attempt=job.attempt + 1, sent=now)
 
     def _steered(self, task_id: str, done: Steered) -> Steered:
-        self._promote()
-        if task_id in self._jobs and task_id not in self._queued:
+        """Return what was done to a job if it waits, else what has become of it."""
+        job = self._jobs.get(task_id)
+        if job is not None and job.due > self.now():
             return done
+        if job is not None and job.due > job.sent:
+            self._promoted.add(task_id)
         return Steered.PROMOTED if task_id in self._promoted else Steered.UNKNOWN
+
+
+@contextmanager
+def as_worker() -> Iterator[None]:
+    """Let app code end the process no more than it can in a worker.
+
+    Ctrl-C, and what `pytest.fail` raises, are the test's own, and pass.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise AppExitError(
+            f"the app called sys.exit({error.code!r}); return, or raise an exception, instead"
+        ) from error

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import sys
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from itertools import count
+from os import PathLike, fspath
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from posthog_jobs.errors import (
-    AppError,
-    AppSetupError,
-    EventError,
-    RetryError,
-)
+from posthog_jobs.errors import AppError, AppSetupError, EventError, PostHogJobsError, RetryError
 from posthog_jobs.hooks.chain import processed, processed_batch
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.jobs.due import due_in
 from posthog_jobs.jobs.execution import call
+from posthog_jobs.jobs.lane import in_event_loop
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.ready_job import ReadyJob
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR, delay_after
 from posthog_jobs.jobs.running import Delivery
 from posthog_jobs.settings import Settings
-from posthog_jobs.testing.boundary import as_worker, refuse_event_loop
-from posthog_jobs.testing.clock import Clock
-from posthog_jobs.testing.due import run_until
 from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.testing.recorder import JobsRecorder
-from posthog_jobs.testing.schedule import MemorySchedule
-from posthog_jobs.testing.source import loadable
+from posthog_jobs.testing.schedule import Clock, MemorySchedule, as_worker
 from posthog_jobs.worker.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from posthog_jobs.apps.installation import Installation
@@ -41,8 +38,11 @@ if TYPE_CHECKING:
     from posthog_jobs.jobs.function import Function
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.schedule import ScheduledJob
-    from posthog_jobs.testing.source import App
 
+#: A module, the name or the path of one, or a mapping of what one would export.
+App: TypeAlias = "ModuleType | str | PathLike[str] | Mapping[str, Any]"
+
+_numbers: Final = count(1)
 
 #: Hook → how it is run again after `RetryError`, as in a worker.
 _POLICIES: Final = {
@@ -92,7 +92,7 @@ class AppTester:
         """
         self._app_id: Final = app_id
         self.clock: Final = Clock(now)
-        with loadable(app) as source:
+        with _loadable(app) as source:
             entry = {"module": source, "config": dict(config or {}), "team_id": team_id}
             self._settings: Final = Settings(apps={app_id: entry})
             self._schedule: Final = MemorySchedule(self.clock, self._settings.max_payload_bytes)
@@ -109,7 +109,7 @@ class AppTester:
     @property
     def captured(self) -> list[PluginEvent]:
         """The events that the app gave to `meta.posthog.capture`, oldest first."""
-        return cast("list[PluginEvent]", self._schedule.captured)
+        return self._schedule.captured
 
     @property
     def metrics(self) -> Mapping[str, float | None]:
@@ -125,7 +125,11 @@ class AppTester:
         Raises:
             Exception: what it raised. It is run again when it is next needed.
         """
-        refuse_event_loop()
+        if in_event_loop():  # in which no hook can be waited for
+            raise PostHogJobsError(
+                "an app under test is run from sync code; in an async test write, for one, "
+                "`await asyncio.to_thread(app.process_event, event)`"
+            )
         try:
             with as_worker():
                 return self._runtime.meta(self._app_id, set_up=True)
@@ -229,7 +233,7 @@ class AppTester:
         self.setup()
         end = self.clock.now if after is None else due_in(*after, now=self.clock.now)
         ran: list[ScheduledJob] = []
-        for job, failure in run_until(end, self.clock, self._schedule, self._prepare):
+        for job, failure in self._schedule.run_until(end, self._prepare):
             ran.append(job)
             if failure is not None:
                 self.jobs.failed.append(failure)
@@ -284,14 +288,53 @@ class AppTester:
     def _prepare(self, job: ScheduledJob) -> ReadyJob:
         payload = job.payload if job.payload is ABSENT else copy.deepcopy(job.payload)
         if job.is_hook:
-            hook = partial(self._call, self._hook(job.name), payload, self.meta)
+            hook = partial(call, self._hook(job.name), payload, self.meta)
             return ReadyJob(_POLICIES[job.name], hook)
         app_name = self._installation.definition.name
         delivery = Delivery(id=job.id, attempt=job.attempt + 1, due=job.due, key=job.sent_key)
-        ready = self._runtime.job(app_name, job.name, self._app_id, payload, delivery)
+        return self._runtime.job(app_name, job.name, self._app_id, payload, delivery)
 
-        def run_as_worker() -> None:
-            with as_worker():
-                ready()
 
-        return replace(ready, run=run_as_worker)
+def create_meta(
+    app: App | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    app_id: str = "app",
+    team_id: int = 1,
+) -> Meta:
+    """Return a `meta` with cache and storage in memory, to call one function of an app with.
+
+    Args:
+        app: whose jobs `meta.jobs` has, as for `AppTester`; None for none.
+        config: `meta.config`.
+        app_id: the installation's id.
+        team_id: its team.
+    """
+    if app is None:
+        app = {"setup_plugin": lambda meta: None}  # noqa: ARG005  # a hook has this parameter
+    return AppTester(app, config=config, app_id=app_id, team_id=team_id).meta
+
+
+@contextmanager
+def _loadable(app: App) -> Iterator[str]:
+    """Give the name or path under which an app can be loaded meanwhile.
+
+    An app is a module; a mapping, or a module that was never imported, is made one of its own.
+    """
+    if isinstance(app, str):
+        yield app
+    elif isinstance(app, PathLike):
+        yield str(Path(fspath(app)).absolute())
+    elif isinstance(app, ModuleType) and sys.modules.get(app.__name__) is app:
+        yield app.__name__
+    else:
+        number = next(_numbers)
+        name = f"posthog_jobs_tested_{number}.app_{number}"
+        module = ModuleType(name)
+        exports = vars(app) if isinstance(app, ModuleType) else app
+        vars(module).update({"__file__": None, **exports})
+        sys.modules[name] = module
+        try:
+            yield name
+        finally:
+            del sys.modules[name]
