@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeGuard
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final, SupportsIndex, TypeAlias, TypeGuard
 
 from click import ClickException
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+PlainNumber: TypeAlias = int | float | Decimal | Fraction
+
+#: What durations are counted in; never a bool. An index is a whole number, as numpy's are.
+Number: TypeAlias = PlainNumber | SupportsIndex
 
 #: The longest delay that a `RetryError` can ask for, in seconds: a day.
 _LONGEST_RETRY: Final = 86_400.0
@@ -38,6 +46,19 @@ def is_number(
 def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
     """Tell whether a value is an integer in a range; a bool is not."""
     return isinstance(value, int) and is_number(value, least, most)
+
+
+def plain_number(value: object) -> PlainNumber | None:
+    """Return a value as one of Python's own numbers; None if it is not a number."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float, Decimal, Fraction)):
+        return value
+    try:
+        # not int(…): it makes 5 of numpy's five minutes, too
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 class PostHogJobsError(Exception):
@@ -236,7 +257,7 @@ class RetryError(PostHogJobsError):
 
     delay: float | None = None
 
-    def __init__(self, *args: object, delay: float | timedelta | None = None) -> None:
+    def __init__(self, *args: object, delay: Number | timedelta | None = None) -> None:
         """Say why, and if it matters, how long to wait.
 
         Args:
@@ -246,17 +267,23 @@ class RetryError(PostHogJobsError):
                 to the policy.
 
         Raises:
-            RetryPolicyError: the delay is no time span, or negative.
+            RetryPolicyError: the delay is not a time span, or negative.
         """
         super().__init__(*args)
         if delay is not None:
-            self.delay = _seconds(delay)
+            self.delay = checked_delay(delay)
 
 
-def _seconds(delay: object) -> float:
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    if not is_number(seconds, 0, math.inf):
+def checked_delay(delay: object) -> float:
+    """Return what a `RetryError` asks for, in seconds.
+
+    Raises:
+        RetryPolicyError: it is not a time span, or it is negative.
+    """
+    seconds = plain_number(delay.total_seconds() if isinstance(delay, timedelta) else delay)
+    is_nan = seconds.is_nan() if isinstance(seconds, Decimal) else seconds != seconds  # noqa: PLR0124
+    if seconds is None or is_nan or seconds < 0:
         raise RetryPolicyError(
             f"RetryError(delay={delay!r:.60}) cannot be; use seconds, 0 or more, or a timedelta"
         )
-    return min(seconds, _LONGEST_RETRY)
+    return float(min(seconds, _LONGEST_RETRY))

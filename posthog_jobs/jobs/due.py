@@ -9,14 +9,20 @@ import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from dateutil.relativedelta import relativedelta
 
-from posthog_jobs.errors import DueError, DurationError, NaiveDatetimeError, did_you_mean
+from posthog_jobs.errors import (
+    DueError,
+    DurationError,
+    NaiveDatetimeError,
+    did_you_mean,
+    plain_number,
+)
 
-#: What `run_in` counts units in; never a bool.
-Number: TypeAlias = int | float | Decimal | Fraction
+if TYPE_CHECKING:
+    from posthog_jobs.errors import Number, PlainNumber
 
 #: Units of fixed length, in the singular; they take fractions.
 FIXED_UNITS: Final = {
@@ -34,6 +40,9 @@ CALENDAR_UNITS: Final = {"month": 1, "quarter": 3, "year": 12}
 #: The last moment that a job can be due at. One day short of what a datetime can hold,
 #: so that the moment exists in every time zone that a worker may be in.
 LAST_DUE: Final = datetime(9999, 12, 31, tzinfo=UTC)
+
+_FIRST_MOMENT: Final = datetime.min.replace(tzinfo=UTC)
+_LAST_MOMENT: Final = datetime.max.replace(tzinfo=UTC)
 
 #: Of any unit, more than there is time until then.
 _FARTHEST: Final = 10**15
@@ -67,23 +76,23 @@ def due_in(number: Number, unit: str, *, now: datetime) -> datetime:
         DurationError: the number or the unit is not one, or the result lies past year 9999.
     """
     singular = _singular(unit)
-    _check_number(number, unit)
+    count = _checked_number(number, unit)
     start = now.astimezone(UTC)
-    if number <= _FARTHEST:
+    if count <= _FARTHEST:
         if singular in CALENDAR_UNITS:
-            _check_whole(number, unit)
+            _check_whole(count, unit)
         try:
             if singular in CALENDAR_UNITS:
-                due = start + relativedelta(months=int(number) * CALENDAR_UNITS[singular])
+                due = start + relativedelta(months=int(count) * CALENDAR_UNITS[singular])
             else:
-                due = start + _span(number, FIXED_UNITS[singular])
+                due = start + _span(count, FIXED_UNITS[singular])
         except (OverflowError, ValueError):
             pass
         else:
             if due <= LAST_DUE:
                 return due
     raise DurationError(
-        f"run_in({_shown(number)}, {unit!r}) lies past the year 9999, the last that a date can "
+        f"run_in({_shown(count)}, {unit!r}) lies past the year 9999, the last that a date can "
         "have; use a shorter duration"
     )
 
@@ -101,28 +110,47 @@ def due_at(moment: datetime, *, now: datetime, call: str = "run_at") -> datetime
 
     Raises:
         NaiveDatetimeError: the datetime has no time zone.
-        DueError: it is no datetime, or it lies past year 9999 in UTC.
+        DueError: it is not a moment, or it lies past year 9999 in UTC.
     """
-    if not isinstance(moment, datetime):
-        raise DueError(
-            f"run_at takes a datetime, not {type(moment).__name__}; for example "
-            "run_at(datetime.now(timezone.utc) + timedelta(hours=1))"
-        )
-    if moment.utcoffset() is None:
-        raise NaiveDatetimeError(
-            f"{call}({moment!r}) has no time zone, so it names no moment; write "
-            "datetime.now(timezone.utc) instead of datetime.now() or utcnow(), or attach the zone "
-            "that is meant: moment.replace(tzinfo=timezone.utc)"
-        )
-    try:
-        due = moment.astimezone(UTC)
-    except OverflowError:  # the first or the last day of what a datetime can hold
-        due = LAST_DUE + timedelta(seconds=1) if moment.year > 1 else now
+    due = in_utc(moment, call)
     if due > LAST_DUE:
         raise DueError(
             f"{call}({moment!r}) lies past {LAST_DUE:%Y-%m-%d} in UTC; use an earlier one"
         )
     return max(due, now.astimezone(UTC))
+
+
+def in_utc(moment: datetime, call: str) -> datetime:
+    """Return a moment in UTC.
+
+    Args:
+        moment: an aware datetime, of any time zone.
+        call: what the caller is called in messages.
+
+    Raises:
+        NaiveDatetimeError: the datetime has no time zone.
+        DueError: it is not a datetime, or, as pandas' NaT, it does not name a moment.
+    """
+    if not isinstance(moment, datetime):
+        raise DueError(
+            f"{call} takes a datetime, not {type(moment).__name__}; for example "
+            f"{call}(datetime.now(timezone.utc) + timedelta(hours=1))"
+        )
+    try:
+        if moment.utcoffset() is not None:
+            return moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day of what a datetime can hold
+        return _FIRST_MOMENT if moment.year == 1 else _LAST_MOMENT
+    except Exception as error:  # a class or a time zone that is not Python's own
+        raise DueError(
+            f"{call}({moment!r:.80}) does not name a moment, since it raises "
+            f"{type(error).__name__}: {error}; use an aware datetime"
+        ) from error
+    raise NaiveDatetimeError(
+        f"{call}({moment!r}) has no time zone, so it names no moment; write "
+        "datetime.now(timezone.utc) instead of datetime.now() or utcnow(), or attach the zone "
+        "that is meant: moment.replace(tzinfo=timezone.utc)"
+    )
 
 
 def _singular(unit: str) -> str:
@@ -139,10 +167,11 @@ def _singular(unit: str) -> str:
         ) from None
 
 
-def _check_number(number: Number, unit: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float, Decimal, Fraction)):
+def _checked_number(given: Number, unit: str) -> PlainNumber:
+    number = plain_number(given)
+    if number is None:
         raise DurationError(
-            f"run_in takes a number of {unit}, not {type(number).__name__}; "
+            f"run_in takes a number of {unit}, not {type(given).__name__}; "
             "for example run_in(30, 'seconds')"
         )
     # a Decimal tells by itself: math.isfinite makes a float of it, which has less room
@@ -154,9 +183,10 @@ def _check_number(number: Number, unit: str) -> None:
         raise DurationError(
             f"run_in({_shown(number)}, {unit!r}) is negative; use 0 or more, or run_now()"
         )
+    return number
 
 
-def _check_whole(number: Number, unit: str) -> None:
+def _check_whole(number: PlainNumber, unit: str) -> None:
     if number != int(number):
         raise DurationError(
             f"run_in({_shown(number)}, {unit!r}): {unit} differ in length, so they take whole "
@@ -164,13 +194,13 @@ def _check_whole(number: Number, unit: str) -> None:
         )
 
 
-def _span(number: Number, length: timedelta) -> timedelta:
+def _span(number: PlainNumber, length: timedelta) -> timedelta:
     if number < _NOTHING:  # before a Decimal such as 1e-999999999 becomes a Fraction
         return timedelta(0)
     return timedelta(microseconds=round(Fraction(number) * (length // _MICROSECOND)))
 
 
-def _shown(number: Number) -> str:
+def _shown(number: PlainNumber) -> str:
     """Return the number for a message, short where a wrong one has thousands of digits."""
     if isinstance(number, int) and number.bit_length() > _SHOWN_BITS:
         return f"an integer of {number.bit_length()} bits"

@@ -18,6 +18,7 @@ from posthog_jobs.errors import (
     JobTimeLimitError,
     PostHogJobsError,
     RetryError,
+    checked_delay,
 )
 from posthog_jobs.jobs.lane import unawaited
 from posthog_jobs.jobs.running import current_job
@@ -117,6 +118,7 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             a value that it stored) failed with.
         AppExitError: it called `sys.exit`, or raised what is no Exception, and this is a worker.
         AppUnreadableError: it raised what cannot be logged.
+        RetryPolicyError: it raised a RetryError whose delay is not a time span.
     """
     return _call(None, None, function, args, kwargs)
 
@@ -163,7 +165,7 @@ def _call(
         if result is not None and inspect.isawaitable(result):
             return _loop_thread.run(result, limit)
     except Exception as error:
-        _check_readable(error, function)
+        _check_usable(error, function)
         raise
     except BaseException as error:
         # Elsewhere it may come from a signal handler of the program that this is; in a worker it
@@ -185,8 +187,10 @@ def _call(
     return result
 
 
-def _check_readable(error: Exception, function: Callable[..., Any]) -> None:
-    """Raise what can be logged and kept in place of an exception that cannot."""
+def _check_usable(error: Exception, function: Callable[..., Any]) -> None:
+    """Raise what can be logged, kept and waited for in place of an exception that cannot."""
+    if isinstance(error, RetryError) and error.delay is not None:
+        error.delay = checked_delay(error.delay)  # which a class of the app's may have set
     try:
         str(error), repr(error)
     except Exception:  # noqa: BLE001  # an app's code, which may do anything

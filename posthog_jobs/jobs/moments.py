@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from posthog_jobs.errors import DueError, NaiveDatetimeError
-from posthog_jobs.jobs.due import LAST_DUE
+from posthog_jobs.jobs.due import LAST_DUE, in_utc
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
@@ -20,17 +19,10 @@ def milliseconds(moment: datetime, name: str) -> int:
         name: of the argument that it is, for the error.
 
     Raises:
-        DueError: it is no datetime.
+        DueError: it is not a moment.
         NaiveDatetimeError: it has no time zone.
     """
-    if not isinstance(moment, datetime):
-        raise DueError(f"{name} is of type {type(moment).__name__}; use an aware datetime")
-    if moment.utcoffset() is None:
-        raise NaiveDatetimeError(
-            f"{name}={moment.isoformat()} has no time zone; "
-            f"say {name}={moment.isoformat()}.replace(tzinfo=timezone.utc) if it is UTC"
-        )
-    return -((EPOCH - moment) // _MS)
+    return -((EPOCH - in_utc(moment, name)) // _MS)
 
 
 def moment_of(milliseconds: int) -> datetime:

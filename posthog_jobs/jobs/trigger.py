@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from posthog_jobs.apps.installation import Installation
-    from posthog_jobs.jobs.due import Number
+    from posthog_jobs.errors import Number
     from posthog_jobs.jobs.function import JobFunction
     from posthog_jobs.jobs.message import Outbox
 

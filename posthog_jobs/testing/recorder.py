@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from posthog_jobs.jobs.due import Number
+    from posthog_jobs.errors import Number
     from posthog_jobs.testing.schedule import FailedJob, MemorySchedule, ScheduledJob
 
 

@@ -18,8 +18,8 @@ from posthog_jobs.jobs.retry import delay_after
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from posthog_jobs.errors import Number
     from posthog_jobs.hooks.events import PluginEvent
-    from posthog_jobs.jobs.due import Number
     from posthog_jobs.jobs.message import JobMessage
     from posthog_jobs.jobs.ready_job import ReadyJob
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from posthog_jobs.apps.installation import Installation
+    from posthog_jobs.errors import Number
     from posthog_jobs.hooks.events import PluginEvent
-    from posthog_jobs.jobs.due import Number
     from posthog_jobs.jobs.function import Function
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.testing.schedule import ScheduledJob

@@ -22,6 +22,7 @@ from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
+from tests.odd_times import IN_BROKEN_ZONE, NOT_A_TIME
 from tests.overdue import bring_forward
 from tests.pace import Pace
 
@@ -213,8 +214,11 @@ def test_before_needs_a_time_zone(
     schedule: Schedule, look: Callable[[Schedule], Callable[..., object]]
 ) -> None:
     """list, count: a naive `before` is refused, also while nothing waits."""
-    with pytest.raises(NaiveDatetimeError, match=r"before=2100-01-01T00:00:00 has no time zone"):
+    with pytest.raises(NaiveDatetimeError, match=r"^before\(datetime.* has no time zone"):
         look(schedule)(before=NAIVE)
+    for moment in (NOT_A_TIME, IN_BROKEN_ZONE):
+        with pytest.raises(DueError, match=r"^before\(.* does not name a moment"):
+            look(schedule)(before=moment)
 
 
 def test_forecast(jobs: Jobs, schedule: Schedule) -> None:
@@ -306,6 +310,9 @@ def test_reschedule_to_no_usable_time(jobs: Jobs, schedule: Schedule) -> None:
 
     with pytest.raises(NaiveDatetimeError, match="has no time zone"):
         schedule.reschedule(handle.id, NAIVE)
+    for move in (schedule.reschedule, lambda _, at: handle.reschedule(at)):
+        with pytest.raises(DueError, match="does not name a moment"):
+            move(handle.id, NOT_A_TIME)
     with pytest.raises(DueError, match="lies past 9999-12-31"):
         schedule.reschedule(handle.id, datetime.max.replace(tzinfo=timezone(-HOUR)))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from posthog_jobs.errors import DueError, DurationError, NaiveDatetimeError
 from posthog_jobs.jobs.due import CALENDAR_UNITS, FIXED_UNITS, LAST_DUE, due_at, due_in
+from tests.odd_times import IN_BROKEN_ZONE, NOT_A_TIME, Index
 
 NOW = datetime(2024, 1, 31, 12, 30, tzinfo=UTC)
 ZONES = (
@@ -118,6 +119,7 @@ def test_a_day_has_24_hours_across_summer_time(zone: ZoneInfo, month: int) -> No
         (Decimal("1e-999999999"), "weeks", 0),
         (Fraction(1, 10**5000), "weeks", 0),
         (True + True, "seconds", 2_000_000),
+        (Index(3), "seconds", 3_000_000),
     ],
     ids=short,
 )
@@ -237,6 +239,13 @@ def test_no_datetime(moment: Any) -> None:
     """run_at: what is no datetime is refused with its type and an example."""
     with pytest.raises(DueError, match=f"not {type(moment).__name__}; for example"):
         due_at(moment, now=NOW)
+
+
+@pytest.mark.parametrize("moment", [NOT_A_TIME, IN_BROKEN_ZONE], ids=["NaT", "zone"])
+def test_what_names_no_moment(moment: datetime) -> None:
+    """run_at: a datetime that raises where it is asked, such as pandas' NaT, is our error."""
+    with pytest.raises(DueError, match=r"^reschedule\(.* does not name a moment, since it raises"):
+        due_at(moment, now=NOW, call="reschedule")
 
 
 @pytest.mark.parametrize("hours", [-23, 0, 23])

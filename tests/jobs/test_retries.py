@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pickle
 from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from posthog_jobs.errors import RetryError, RetryPolicyError
+from posthog_jobs.jobs.execution import call
 from posthog_jobs.jobs.retry import (
     NEVER,
     ON_RETRY_ERROR,
@@ -15,6 +18,7 @@ from posthog_jobs.jobs.retry import (
     RetryPolicy,
     delay_after,
 )
+from tests.odd_times import NOT_A_TIME, Index
 
 
 def test_a_job_that_raised_retry_error() -> None:
@@ -57,7 +61,19 @@ def test_delays_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     ("delay", "expected"),
-    [(None, 10), (0, 0), (30, 30), (0.5, 0.5), (timedelta(minutes=2), 120), (10**9, 86_400)],
+    [
+        (None, 10),
+        (0, 0),
+        (30, 30),
+        (0.5, 0.5),
+        (timedelta(minutes=2), 120),
+        (10**9, 86_400),
+        (10**400, 86_400),
+        (Decimal(5), 5),
+        (Decimal("1e999"), 86_400),
+        (Fraction(1, 2), 0.5),
+        (Index(7), 7),
+    ],
 )
 def test_an_error_that_says_how_long_to_wait(delay: Any, expected: float) -> None:
     """RetryError(delay=…) takes the place of the next delay; the attempt counts all the same."""
@@ -67,11 +83,24 @@ def test_an_error_that_says_how_long_to_wait(delay: Any, expected: float) -> Non
     assert delay_after(error, ON_RETRY_ERROR, 1) == expected
     assert delay_after(error, ON_RETRY_ERROR, 5) is None
     assert delay_after(error, NEVER, 0) is None
+    assert type(error.delay) in (float, type(None))
     assert pickle.loads(pickle.dumps(error)).delay == error.delay
 
 
 @pytest.mark.parametrize(
-    "delay", [-1, float("nan"), True, "30", timedelta(seconds=-1), [5], 1j, float("-inf")]
+    "delay",
+    [
+        -1,
+        float("nan"),
+        True,
+        "30",
+        timedelta(seconds=-1),
+        [5],
+        1j,
+        float("-inf"),
+        Decimal("sNaN"),
+        NOT_A_TIME,
+    ],
 )
 def test_a_delay_that_is_none(delay: Any) -> None:
     """Bad input: a delay that is no time span is refused where it is given, with the fix."""
@@ -87,3 +116,22 @@ def test_an_apps_own_retry_error() -> None:
 
     assert delay_after(BusyError(), ON_RETRY_ERROR, 0) == 5
     assert delay_after(ValueError(), ON_RETRY_ERROR, 0) == 5
+
+
+def test_a_delay_that_an_apps_own_class_has() -> None:
+    """A subclass may have its delay as an attribute, which counts as if it had been given."""
+
+    class BusyError(RetryError):
+        delay: Any = timedelta(minutes=1)
+
+    class VagueError(RetryError):
+        delay: Any = "soon"
+
+    def fail(kind: type[RetryError]) -> None:
+        raise kind
+
+    with pytest.raises(BusyError) as caught:
+        call(fail, BusyError)
+    assert delay_after(caught.value, ON_RETRY_ERROR, 0) == 60
+    with pytest.raises(RetryPolicyError, match=r"RetryError\(delay='soon'\)"):
+        call(fail, VagueError)
