@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from amqp.exceptions import PreconditionFailed
 from celery import Celery, signals
+from celery.exceptions import NotRegistered
 from celery.utils.log import get_multiprocessing_logger
 
 from posthog_jobs.apps.store import RedisStore
@@ -39,10 +40,12 @@ from posthog_jobs.worker.configuration import (
     DEFAULTS,
     adopt,
     check_json_only,
+    check_not_eager,
     checked_scheme,
     retry_policy,
 )
 from posthog_jobs.worker.deliveries import Deliveries
+from posthog_jobs.worker.durable_task import DurableTask
 from posthog_jobs.worker.event_tasks import CaptureTask, OnEventTask
 from posthog_jobs.worker.export_tasks import ExportEventsTask, FlushExportTask
 from posthog_jobs.worker.registry import JobRegistry
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from logging import Logger
 
+    from celery import Task
     from kombu import Connection
 
     from posthog_jobs.broker.redis import RedisServer
@@ -131,6 +135,7 @@ class PostHogJobs(Celery):
             with self._runtime_lock:
                 if self._runtime is None:
                     check_json_only(self.conf)
+                    check_not_eager(self.conf)
                     settings, server = self.settings, self.server
                     self._runtime = Runtime(
                         settings,
@@ -347,10 +352,14 @@ class PostHogJobs(Celery):
         On RabbitMQ its delay is rounded up to whole seconds.
 
         Raises:
+            JobCallError: one of our tasks does not take such arguments; nothing was sent.
             DelayTooLongError: RabbitMQ cannot hold it so long; nothing was sent.
             ConfigurationError: on RabbitMQ, the names of two queues would make it run twice, or
                 the queue or its exchange is there and of another kind.
         """
+        task = options.get("task_type") or self._known_task(name)
+        if isinstance(task, DurableTask):
+            options = task.options_for(args or (), kwargs or {}, options)
         send = partial(super().send_task, name, args, kwargs)
         delays = self.delays
         options.setdefault("retry_policy", self.retry_policy)
@@ -365,6 +374,14 @@ class PostHogJobs(Celery):
                 return send(countdown, eta, *arguments, **options)
         except PreconditionFailed as error:
             raise rabbitmq.name_is_taken(error) from error
+
+    def _known_task(self, name: str) -> Task | None:
+        """Return the task that is sent by its name, as `celery call` and beat do."""
+        try:
+            task: Task = self.tasks[name]
+        except NotRegistered:
+            return None
+        return task
 
     def connection_for_write(self, url: Any = None, *arguments: Any, **options: Any) -> Connection:
         """Return a connection to send over, which waits for no answer longer than it shall."""

@@ -152,7 +152,7 @@ class UnknownJobError(PostHogJobsError, AttributeError):
     """The app exports no job of this name."""
 
 
-class JobCallError(PostHogJobsError, TypeError):
+class JobCallError(OperatorError, TypeError):
     """A job was called with arguments that its function cannot take."""
 
 

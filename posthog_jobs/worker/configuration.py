@@ -84,3 +84,18 @@ def check_json_only(conf: Any) -> None:
                 f"{key} is {value!r}, and posthog_jobs takes JSON alone, since other formats can "
                 f"name code to run; remove {key} from the configuration"
             )
+
+
+def check_not_eager(conf: Any) -> None:
+    """Refuse a configuration that runs tasks where they are sent.
+
+    A job that is due later would run now, and one that is sent while it is awaited never end.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if conf.task_always_eager:
+        raise ConfigurationError(
+            "task_always_eager is set, and jobs wait on a broker until they are due; remove it, "
+            "and test apps without a broker by the fixture posthog_app, or by posthog_jobs.testing"
+        )

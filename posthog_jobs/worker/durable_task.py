@@ -28,12 +28,14 @@ from posthog_jobs.errors import (
     AppMemoryError,
     AppRemovedError,
     AppSetupError,
+    JobCallError,
     RetriesExhaustedError,
 )
 from posthog_jobs.jobs.execution import in_worker
 from posthog_jobs.jobs.retry import LOAD_AGAIN, UNTIL_THERE, delay_after
 from posthog_jobs.jobs.running import current_task_id
 from posthog_jobs.redaction import redact
+from posthog_jobs.worker.configuration import check_not_eager
 from posthog_jobs.worker.job_ends import SentAgain
 
 if TYPE_CHECKING:
@@ -73,15 +75,37 @@ class DurableTask(Task):
     job_name: str | None = None
     max_retries = None  # the retry policies count
 
-    def apply_async(
-        self, args: Any = None, kwargs: Any = None, *arguments: Any, **options: Any
-    ) -> Any:
-        """Send the task, as Celery's own does, with its arguments described by their size."""
-        if "argsrepr" not in options:
-            options["argsrepr"] = self.describe(args or ())
-        options.setdefault("kwargsrepr", "{}")
-        options["headers"] = {**(options.get("headers") or {}), **self.headers_of(args or ())}
-        return super().apply_async(args, kwargs, *arguments, **options)
+    #: What it takes, for who sends it by its name.
+    takes = "the arguments that posthog_jobs itself sends it with"
+
+    def apply_async(self, *arguments: Any, **options: Any) -> Any:
+        """Send the task, as Celery's own does; never run it here.
+
+        Raises:
+            ConfigurationError: `task_always_eager` is set.
+        """
+        check_not_eager(self.app.conf)
+        return super().apply_async(*arguments, **options)
+
+    def options_for(self, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a message, with what lists and monitors show of the task.
+
+        Args:
+            args: the arguments, which are described by their size.
+            kwargs: the named arguments, which ours have none of.
+            options: as `Celery.send_task` takes them.
+
+        Raises:
+            JobCallError: the task does not take such arguments.
+        """
+        if not self.accepts(args, kwargs):
+            raise JobCallError(f"{self.name} cannot be sent so: it takes {self.takes}")
+        return {
+            **options,
+            "argsrepr": options.get("argsrepr") or self.describe(args),
+            "kwargsrepr": options.get("kwargsrepr") or "{}",
+            "headers": {**(options.get("headers") or {}), **self.headers_of(args)},
+        }
 
     def describe(self, args: Any) -> str:
         """Return what logs and Flower may show of the arguments."""

@@ -37,6 +37,10 @@ class JobTask(DurableTask):
     abstract = True
     app_name: str
     job_name: str
+    takes = (
+        'the app id and then the payload, if there is one, as args: ["teapot", {"url": "x"}]; '
+        "there are no kwargs"
+    )
 
     def run(self, app_id: str, payload: object = ABSENT) -> None:
         """Run the job; again later if it raises `RetryError` or its app is not there."""

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
 from tests.conftest import APPS
 from tests.nodes import poll
@@ -101,10 +102,12 @@ def test_ends_that_the_job_does_not_decide(
 
 def test_messages_of_strangers(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup) -> None:
     """Log: what a message says forges no line, and what is refused has a line of its own."""
-    jobs_app.send_task("posthog_jobs.recorder.record", (FORGED, SECRET))
+    stranger = Celery(broker=jobs_app.conf.broker_url, set_as_current=False)
+    stranger.send_task("posthog_jobs.recorder.record", (FORGED, SECRET))
     headers = {"posthog_jobs_due": 10**400, "posthog_jobs_app": [SECRET]}
-    jobs_app.send_task("posthog_jobs.on_event", (), headers=headers)
-    jobs_app.send_task("posthog_jobs.capture", (SECRET,))
+    stranger.send_task("posthog_jobs.on_event", (), headers=headers)
+    stranger.send_task("posthog_jobs.capture", (SECRET,))
+    stranger.close()
     jobs_app.capture({"event": "go", "properties": {"password": SECRET}})
 
     (end,) = poll("the end of what is right", lambda: ends(celery_setup.worker.logs()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -243,6 +244,31 @@ def test_a_payload_over_the_limit_is_refused(
     assert waiting_messages(default_redis_broker) == []
 
 
+def test_eager_is_refused(producer: PostHogJobs, default_redis_broker: RedisProcess) -> None:
+    """Bad input: `task_always_eager` is refused where jobs are used, plain tasks may have it."""
+    config = {**dict(producer.conf), "task_always_eager": True}
+    eager = PostHogJobs(config_source=config)
+
+    @eager.task(name="plain", shared=False)  # type: ignore[untyped-decorator]
+    def plain() -> int:
+        return 7
+
+    with pytest.raises(ConfigurationError, match=r"task_always_eager is set.*posthog_jobs.testing"):
+        eager.meta_for("recorder")
+    assert plain.delay().get() == 7
+
+    async def trigger() -> None:
+        await jobs.record(1).run_now()
+
+    jobs = producer.meta_for("recorder").jobs
+    producer.conf.task_always_eager = True  # when apps are loaded already
+    with pytest.raises(ConfigurationError, match="task_always_eager is set"):
+        jobs.record(1).run_in(1, "hour")
+    with pytest.raises(ConfigurationError, match="task_always_eager is set"):
+        asyncio.run(trigger())
+    assert waiting_messages(default_redis_broker) == []
+
+
 def test_unknown_and_disabled_apps_have_no_meta(producer: PostHogJobs) -> None:
     """Bad input: meta_for an app that is not there, or disabled, says so and names the others."""
     with pytest.raises(UnknownAppError, match=r"'recoder'; did you mean 'recorder'\?"):
@@ -268,7 +294,6 @@ def test_another_celery_app_is_left_alone() -> None:
 
 def test_an_unawaited_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Return: a job that could not be enqueued, and that nobody awaits, is an error in the log."""
-    import asyncio  # noqa: PLC0415
     import gc  # noqa: PLC0415
 
     url = f"redis://127.0.0.1:{closed_port()}/0"

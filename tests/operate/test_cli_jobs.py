@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import celery
 import pytest
+from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.bin.base import CLIContext
+from celery.bin.call import call as celery_call
 from celery.exceptions import Ignore
 from click.testing import CliRunner
 
 from posthog_jobs.celery import PostHogJobs
-from posthog_jobs.errors import RetryError
+from posthog_jobs.errors import JobCallError, RetryError
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR
 from posthog_jobs.operate.cli.jobs import jobs as command
 from tests.conftest import APPS, ROOT
@@ -27,6 +30,8 @@ from tests.overdue import bring_forward
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from click.testing import Result
 
     from posthog_jobs.jobs.trigger import Jobs
     from tests.nodes import RedisProcess
@@ -105,6 +110,42 @@ def test_list_of_nothing(idle_app: PostHogJobs) -> None:
     """list: says that nothing waits; as JSON an empty list."""
     assert run(idle_app, "list") == Done(0, "Nothing waits.\n", "")
     assert run(idle_app, "list", "--json").json == {"jobs": [], "cursor": None}
+
+
+def call(app: celery.Celery, *arguments: str) -> Result:
+    context = CLIContext(app=app, no_color=True, workdir=None)
+    return CliRunner().invoke(celery_call, arguments, obj=context)
+
+
+def test_what_celery_call_sends(idle_app: PostHogJobs) -> None:
+    """`celery call`: a job is listed under its app, and monitors see no payload of it."""
+    name, args = "posthog_jobs.recorder.record", '["second", {"password": "hunter2"}]'
+    sent = call(idle_app, name, "--args", args, "--eta", NOON.isoformat())
+
+    (job,) = idle_app.schedule.list(app_id="second").jobs
+    assert (job.id, job.job) == (sent.stdout.strip(), name)
+    assert job.message["headers"]["argsrepr"] == "('second', <23 bytes>)"
+    assert idle_app.schedule.count() == 1
+
+
+def test_what_celery_call_and_beat_cannot_send(idle_app: PostHogJobs) -> None:
+    """`celery call` and beat: arguments that no job takes are refused, with those that it takes."""
+    name, named = "posthog_jobs.recorder.record", {"payload": 1}
+    refusal = r"posthog_jobs.recorder.record cannot be sent so: it takes the app id and then"
+
+    done = call(idle_app, name, "--args", '["second"]', "--kwargs", json.dumps(named))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.search(refusal, done.stderr)
+    assert "Traceback" not in done.stderr
+    entry = ScheduleEntry(name, name, schedule=60, args=("second",), kwargs=named, app=idle_app)
+    for _ in range(2):  # the second time its task is known
+        with pytest.raises(SchedulingError, match=refusal) as caught:
+            Scheduler(idle_app, lazy=True).apply_async(entry)
+        assert isinstance(caught.value.__context__, JobCallError)
+        idle_app.register_jobs()
+    with pytest.raises(JobCallError, match=refusal):
+        idle_app.send_task(name)
+    assert idle_app.schedule.count() == 0
 
 
 def test_list_as_json(idle_app: PostHogJobs, jobs: Jobs) -> None:
