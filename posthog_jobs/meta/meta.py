@@ -12,6 +12,7 @@ from uuid import uuid4
 from posthog_jobs.jobs.lane import Lane
 from posthog_jobs.jobs.running import current_job, current_task_id
 from posthog_jobs.jobs.trigger import Jobs, Origin
+from posthog_jobs.log_fields import extra, logger_with_fields
 from posthog_jobs.meta.cache import Cache
 from posthog_jobs.meta.geoip import GeoIP
 from posthog_jobs.meta.metrics import Metrics
@@ -82,7 +83,7 @@ class AppLogger(logging.LoggerAdapter[logging.Logger]):
 
     def __init__(self, installation: Installation) -> None:
         super().__init__(
-            logging.getLogger(f"posthog_jobs.apps.{installation.definition.name}"),
+            logger_with_fields(f"posthog_jobs.apps.{installation.definition.name}"),
             {"app_id": installation.id, "team_id": installation.team_id},
         )
 
@@ -96,7 +97,7 @@ class AppLogger(logging.LoggerAdapter[logging.Logger]):
             "job": job and job.job_name,
             "task_id": current_task_id.get(),
         }
-        kwargs["extra"] = {**(kwargs.get("extra") or {}), **ours}
+        kwargs["extra"] = extra(ours, kwargs.get("extra"))
         return f"[{ours['app_id']}] {msg}", kwargs
 
 

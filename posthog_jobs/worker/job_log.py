@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from celery.exceptions import CPendingDeprecationWarning
 
+from posthog_jobs.log_fields import extra, logger_with_fields
 from posthog_jobs.worker.job_ends import Result
 
 if TYPE_CHECKING:
     from posthog_jobs.worker.job_ends import JobEnd
 
-logger: Final = logging.getLogger("posthog_jobs.jobs")
+logger: Final = logger_with_fields("posthog_jobs.jobs")
 
 #: A failure is Celery's own ERROR already, with its traceback.
 _LEVELS: Final = {
@@ -75,7 +76,7 @@ def write(end: JobEnd) -> None:
         _seconds(end.lateness),
         _seconds(end.duration),
         result + more,
-        extra=fields,
+        extra=extra(fields),
     )
 
 

@@ -73,6 +73,27 @@ def test_each_record_says_who_speaks(app: PostHogJobs, caplog: pytest.LogCapture
     assert caplog.records[0].__dict__["more"] == 1
 
 
+def test_a_record_factory_with_the_same_fields(
+    app: PostHogJobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logger: what makes the process' records may set our fields, and ours count."""
+    make = logging.getLogRecordFactory()
+
+    def marked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        vars(record).update(dict.fromkeys(("task_id", "job", "app_id", "team_id"), "another"))
+        return record
+
+    logging.setLogRecordFactory(marked)
+    try:
+        sync = run(app, "posthog_jobs.speaker.work", "one", 1)
+    finally:
+        logging.setLogRecordFactory(make)
+
+    assert shown(caplog) == [f"one 1 work {sync} [one] sync 1"]
+    assert "posthog_jobs_fields" not in vars(caplog.records[0])
+
+
 def test_outside_of_a_job(app: PostHogJobs, caplog: pytest.LogCaptureFixture) -> None:
     """Logger: a hook's record names its task and no job; outside of a worker there is neither."""
     run(app, "posthog_jobs.speaker.work", "one", 1)
