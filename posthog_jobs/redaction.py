@@ -34,6 +34,9 @@ _TELLING: Final = (
     "authorization",
 )
 
+#: What is shown at most of a text, in characters: an exception may quote all that it was given.
+LONGEST_TEXT: Final = 40_000
+
 #: Shorter secrets are left alone: words of other texts would be torn apart.
 MIN_SECRET_LENGTH: Final = 6
 
@@ -71,26 +74,35 @@ def redact(text: str) -> str:
     return text
 
 
+def showable(text: str) -> str:
+    """Return a text without secrets; of one that is too long its beginning and its end."""
+    text = redact(text)
+    left_out = len(text) - LONGEST_TEXT
+    if left_out <= 0:
+        return text
+    half = LONGEST_TEXT // 2
+    return f"{text[:half]} […{left_out:,} characters are left out…] {text[-half:]}"
+
+
 class SecretFilter(logging.Filter):
     """Takes secrets out of log records: message, arguments, further fields and traceback.
 
-    A worker has it on Celery's handlers. Add it to handlers of your own.
+    Of what is too long to be read, it leaves the beginning and the end. A worker has it on
+    Celery's handlers. Add it to handlers of your own.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact a record; it is always let through."""
-        if not _secrets:
-            return True
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001  # what logging would print of it has the arguments
             message = f"{record.msg} (its arguments do not fit)"
-        clean = redact(message)
+        clean = showable(message)
         if clean != message or _holds_secret(record.args):
             record.msg, record.args = clean, ()
         if isinstance(record.exc_info, tuple):
             text = record.exc_text or _FORMATTER.formatException(record.exc_info)
-            clean = redact(text)
+            clean = showable(text)
             if clean != text:  # without the exception, which another formatter would write
                 record.exc_info, record.exc_text = None, clean
         for name in vars(record).keys() - _PLAIN:
@@ -174,9 +186,11 @@ def _holds_secret(arguments: Any) -> bool:
 
 
 def _redacted(value: Any) -> Any:
-    """Return a field of a record with its texts redacted, also in a dict, as Celery's `data` is."""
+    """Return a field of a record with its texts showable, also in a dict, as Celery's `data` is."""
     if isinstance(value, str):
-        return redact(value)
+        return showable(value)
     if isinstance(value, dict):
-        return {key: redact(part) if isinstance(part, str) else part for key, part in value.items()}
+        return {
+            key: showable(part) if isinstance(part, str) else part for key, part in value.items()
+        }
     return value

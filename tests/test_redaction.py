@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs import redaction
-from posthog_jobs.redaction import MASK, guard, keep_secret, redact
+from posthog_jobs.redaction import LONGEST_TEXT, MASK, guard, keep_secret, redact
 from tests.nodes import poll
 
 if TYPE_CHECKING:
@@ -143,6 +143,26 @@ def test_fields_of_a_record(log: Log) -> None:
     log.logger.warning("a", extra={"data": {"exc": SECRET, "n": 5}, "more": SECRET})
 
     assert log.text == f"a {{'exc': '{MASK}', 'n': 5}} {MASK}\n"
+
+
+def test_texts_that_are_too_long(log: Log) -> None:
+    """Of a message, a field and a traceback that nobody can read, the two ends are left."""
+    loud = f"begin{'x' * 10**6}end"
+    data = {"exc": loud, "number": 1}
+    try:
+        fail(ValueError(loud))
+    except ValueError:
+        log.logger.exception("failed: %s", loud, extra={"data": data, "more": loud})
+
+    record = log.records[-1]
+    fields = vars(record)
+    texts = [record.getMessage(), fields["exc_text"], fields["data"]["exc"], fields["more"]]
+    for text in texts:
+        assert len(text) < LONGEST_TEXT + 100
+        assert "begin" in text
+        assert text.rstrip().endswith("end")
+        assert "characters are left out" in text
+    assert "test_redaction.py" in texts[1]
 
 
 def test_no_secrets(log: Log) -> None:

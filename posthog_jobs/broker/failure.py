@@ -23,7 +23,7 @@ from posthog_jobs.broker.envelope import (
     take,
 )
 from posthog_jobs.jobs.moments import milliseconds, moment_of
-from posthog_jobs.redaction import redact
+from posthog_jobs.redaction import redact, showable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 OPEN: Final = "open"
 REPLAYED: Final = "replayed"
 
-#: What is kept at most of an exception's message, of its traceback (the end, which says most), and
-#: of a word such as an id, in characters.
+#: What is kept at most of an exception's message, and of a word such as an id, in characters.
 _MESSAGE: Final = 4_000
-_TRACEBACK: Final = 40_000
 _WORD: Final = 300
 
 _TIMES: Final = ("due", "started", "ended")
@@ -147,7 +145,7 @@ class FailedJob:
             # an exception that cannot be pickled comes in a wrapper that names its class
             exception=_word(getattr(error, "exc_cls_name", type(error).__name__)),
             message=redact(str(error))[:_MESSAGE],
-            traceback=redact(str(traceback))[-_TRACEBACK:],
+            traceback=showable(str(traceback)),
             worker=worker,
             attempts=1 + (retries if isinstance(retries, int) else 0),
             key=_word(headers.get(KEY_HEADER)) or None,

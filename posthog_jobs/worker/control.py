@@ -15,7 +15,7 @@ from celery.worker.control import inspect_command
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.redaction import masked, redact
+from posthog_jobs.redaction import masked, showable
 
 if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installations
@@ -108,7 +108,7 @@ def installed(installations: Installations) -> dict[str, int]:
 def broken(installations: Installations) -> dict[str, str]:
     """Return app id → the first line of why its code cannot be loaded in this process."""
     return {
-        app_id: redact(str(error).partition("\n")[0])
+        app_id: showable(str(error).partition("\n")[0])
         for app_id, error in installations.broken.items()
     }
 

@@ -14,7 +14,7 @@ from celery.utils.log import get_logger
 from posthog_jobs.broker.envelope import APP_HEADER
 from posthog_jobs.broker.failure import FailedJob
 from posthog_jobs.broker.transport.message import Message
-from posthog_jobs.redaction import redact
+from posthog_jobs.redaction import showable
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.job_ends import JobEnd, Result, reason_of, result_of
 from posthog_jobs.worker.request import Request
@@ -140,7 +140,7 @@ class KeepingRequest(Request):
         super().acknowledge()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name for it
-        """Send an event, as Celery does, in which no secret is quoted."""
+        """Send an event, as Celery does, in which no secret is quoted, and no text is too long."""
         eventer = self._eventer
         if not (eventer and eventer.enabled and self.task.send_events):
             return
@@ -149,7 +149,7 @@ class KeepingRequest(Request):
         super().send_event(
             type,
             **{
-                name: redact(value) if isinstance(value, str) else value
+                name: showable(value) if isinstance(value, str) else value
                 for name, value in fields.items()
             },
         )

@@ -7,11 +7,13 @@ import re
 import shlex
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
 
+from posthog_jobs.redaction import LONGEST_TEXT
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import wait_for
@@ -25,13 +27,16 @@ SECRET = "hunter2"
 #: The app id of a stranger's message; it would be a second line.
 FORGED = "x\nINFO!posthog_jobs.jobs!job=forged id=forged"
 FORMAT = "%(levelname)s!%(name)s!%(message)s"
+#: The characters of an exception's text.
+LOUD = 3_000_000
 
 
 @pytest.fixture
 def settings(settings: dict[str, Any], pool: str) -> dict[str, Any]:
     limited = {"module": "tests.samples.limited", "config": {"pool": pool}}
-    apps = {**APPS, "limited": limited}
-    return {**settings, "posthog_jobs_apps": apps, "worker_log_format": FORMAT}
+    apps = {**APPS, "limited": limited, "wordy": {"module": "tests.samples.wordy", "team_id": 3}}
+    more = {"worker_log_format": FORMAT, "include": ["tests.marked_records"]}
+    return {**settings, "posthog_jobs_apps": apps, **more}
 
 
 def ends(log: str) -> list[dict[str, str]]:
@@ -45,25 +50,34 @@ def ends(log: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 def test_one_line_per_end(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str) -> None:
-    """Log: each end of a job is one line with all that it says, in place of Celery's INFO lines."""
+    """Log: each end of a job is one line with all that it says, in place of Celery's INFO lines.
+
+    Also where others set fields of the records, and where what an app raises is far too long.
+    """
     jobs, began = jobs_app.meta_for("recorder").jobs, time.monotonic()
     late = jobs.record({"password": SECRET}).run_in(300, "milliseconds").id
     now = jobs.slow({"seconds": 0.2, "password": SECRET}).run_now().id
     failed = jobs.fail(SECRET).run_now().id
     retried = jobs.fail_once(SECRET).run_now().id
+    wordy = jobs_app.meta_for("wordy").jobs
+    spoken = wordy.speak().run_now().id
+    loud, louder = wordy.shout(LOUD).run_now().id, wordy.shout_again(LOUD).run_now().id
 
     def all_ended() -> dict[str, dict[str, str]] | None:
         found = {end["id"]: end for end in ends(celery_setup.worker.logs())}
-        return found if {late, now, failed, retried} <= found.keys() else None
+        ours = {late, now, failed, retried, spoken, loud, louder}
+        return found if ours <= found.keys() and found[louder]["attempt"] == "2" else None
 
-    found = poll("four ends", all_ended)
+    found = poll("all ends", all_ended)
     passed = time.monotonic() - began
 
     log = celery_setup.worker.logs()
     assert len([end for end in ends(log) if end["id"] in (late, now, failed, retried)]) == 4
     assert found[late]["job"] == "record"
-    assert {(end["app"], end["app_id"]) for end in found.values()} == {("recorder", "recorder")}
-    assert {end["attempt"] for end in found.values()} == {"1"}
+    assert {(found[one]["app"], found[one]["app_id"]) for one in (late, now, failed, retried)} == {
+        ("recorder", "recorder")
+    }
+    assert {end["attempt"] for end in found.values() if end["id"] != louder} == {"1"}
     assert 0 <= float(found[late]["lateness"]) < passed - 0.29
     assert 0 <= float(found[now]["lateness"]) < passed
     assert 0.2 <= float(found[now]["duration"]) < passed
@@ -73,6 +87,15 @@ def test_one_line_per_end(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, 
     assert not re.search(r"Task posthog_jobs\.\S+ (received|succeeded|ignored)", log)
     assert log.count("ERROR!celery.app.trace!Task posthog_jobs.recorder.fail[") == 1
     assert SECRET not in log
+    assert found[spoken]["result"] == "succeeded"
+    assert "WARNING!posthog_jobs.apps.wordy![wordy] a word" in log
+    assert max(map(len, log.splitlines())) < 2 * LONGEST_TEXT, "the app's text is cut"
+    for task_id in (loud, louder):
+        kept = poll("what is kept", partial(jobs_app.failures.get, task_id))
+        assert len(kept.message) + len(kept.traceback) < 2 * LONGEST_TEXT
+        assert "characters are left out" in kept.traceback
+        assert "tests/apps/wordy.py" in kept.traceback
+    assert "the end of it" in log
 
 
 @pytest.mark.parametrize("pool", ["prefork"])
