@@ -80,11 +80,10 @@ class OnEventTask(DurableTask):
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id and an event of a team."""
-        return (
-            not kwargs
-            and [type(argument) for argument in args] == [str, dict]
-            and type(args[1].get("team_id")) is int
-        )
+        match args:
+            case [str(), {"team_id": int() as team_id}]:
+                return not kwargs and not isinstance(team_id, bool)
+        return False
 
     def headers_of(self, args: Any) -> dict[str, Any]:
         """Return the app id, by which the schedule and failed jobs are listed."""

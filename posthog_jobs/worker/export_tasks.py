@@ -65,11 +65,10 @@ class ExportEventsTask(DurableTask):
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id and a list of events."""
-        return (
-            not kwargs
-            and [type(argument) for argument in args] == [str, list]
-            and all(isinstance(event, dict) for event in args[1])
-        )
+        match args:
+            case [str(), list() as events]:
+                return not kwargs and all(isinstance(event, dict) for event in events)
+        return False
 
     def headers_of(self, args: Any) -> dict[str, Any]:
         """Return the app id, by which the schedule and failed jobs are listed."""
