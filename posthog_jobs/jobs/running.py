@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 
@@ -49,3 +51,33 @@ current_job: Final[ContextVar[RunningJob | None]] = ContextVar("current_job", de
 
 #: The id of the task that runs here, be it a job's or a hook's; None outside of tasks.
 current_task_id: Final[ContextVar[str | None]] = ContextVar("current_task_id", default=None)
+
+#: What the fields of a log record travel as until it is made: logging refuses one that is there.
+_CARRIER: Final = "posthog_jobs_fields"
+
+
+class _Unpacking(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        vars(record).update(vars(record).pop(_CARRIER, {}))
+        return True
+
+
+_unpacking: Final = _Unpacking()
+
+
+def logger_with_fields(name: str) -> logging.Logger:
+    """Return the logger of a name, which takes what `extra` returns."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_unpacking)
+    return logger
+
+
+def extra(fields: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what to log with as `extra`.
+
+    Args:
+        fields: what the record shall have, whatever others set.
+        more: what logging's own rules are for.
+    """
+    others = {name: value for name, value in (more or {}).items() if name not in fields}
+    return {**others, _CARRIER: fields}

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from posthog_jobs.jobs.lane import Lane
-from posthog_jobs.jobs.running import current_job, current_task_id
+from posthog_jobs.jobs.running import current_job, current_task_id, extra, logger_with_fields
 from posthog_jobs.jobs.trigger import Jobs, Origin
-from posthog_jobs.log_fields import extra, logger_with_fields
 from posthog_jobs.meta.cache import Cache
 from posthog_jobs.meta.geoip import GeoIP
 from posthog_jobs.meta.metrics import Metrics

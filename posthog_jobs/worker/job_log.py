@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from celery.exceptions import CPendingDeprecationWarning
 
-from posthog_jobs.log_fields import extra, logger_with_fields
+from posthog_jobs.jobs.running import extra, logger_with_fields
 from posthog_jobs.worker.job_ends import Result
 
 if TYPE_CHECKING:

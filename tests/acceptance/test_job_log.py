@@ -94,7 +94,7 @@ def test_one_line_per_end(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, 
         kept = poll("what is kept", partial(jobs_app.failures.get, task_id))
         assert len(kept.message) + len(kept.traceback) < 2 * LONGEST_TEXT
         assert "characters are left out" in kept.traceback
-        assert "tests/apps/wordy.py" in kept.traceback
+        assert "tests/samples/wordy.py" in kept.traceback
     assert "the end of it" in log
 
 

@@ -61,8 +61,9 @@ HEADERS = {
     "posthog_jobs_waited",
 }  # fmt: skip
 
-#: The doctor's question to workers, and the table of `meta.storage` in a database.
-OTHER_NAMES = {"posthog_jobs_report", "posthog_jobs_storage"}
+#: The doctor's question to workers, the table of `meta.storage` in a database, and what the fields
+#: of a log record travel as.
+OTHER_NAMES = {"posthog_jobs_report", "posthog_jobs_storage", "posthog_jobs_fields"}
 
 SETTINGS = {
     "posthog_jobs_apps", "posthog_jobs_default_team_id", "posthog_jobs_enqueue_timeout",
