@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import operator
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from posthog_jobs.errors import StoreValueError
 from posthog_jobs.jobs.payload import in_order
@@ -14,11 +15,17 @@ from posthog_jobs.meta.meta import Stores
 from posthog_jobs.meta.storage import add_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable
     from datetime import datetime
 
-K = TypeVar("K", bound=tuple[str, ...])
 T = TypeVar("T", str, list[str])
+
+#: Kind of a metric → what becomes of a number and the one before.
+_TOGETHER: Final[dict[str, Callable[[float, float], float]]] = {
+    "sum": operator.add,
+    "max": max,
+    "min": min,
+}
 
 
 def memory_stores(now: Callable[[], datetime]) -> Stores:
@@ -43,14 +50,14 @@ class MemoryCache:
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now: Final = now
-        self._entries: Final[dict[tuple[str, str], _Entry]] = {}
+        self._entries: Final = defaultdict[str, dict[str, _Entry]](dict)
         self._lock: Final = threading.RLock()
 
     def set(self, app_id: str, key: str, text: str, milliseconds: int | None) -> None:
         """Keep a text in place of what was there, for so long, or until it is set again."""
         ends = None if milliseconds is None else self._after(milliseconds)
         with self._lock:
-            self._entries[app_id, key] = _Entry(text, ends)
+            self._entries[app_id][key] = _Entry(text, ends)
 
     def get(self, app_id: str, key: str) -> str | None:
         """Return the text of a key, or None if it has none."""
@@ -111,13 +118,13 @@ class MemoryCache:
     def purge(self, app_id: str) -> int:
         """Delete all that an installation has kept; return how many keys there were."""
         with self._lock:
-            return _purge(self._entries, app_id)
+            return len(self._entries.pop(app_id, ()))
 
     def _after(self, milliseconds: int) -> datetime:
         return self._now() + timedelta(milliseconds=milliseconds)
 
     def _entry(self, app_id: str, key: str) -> _Entry | None:
-        entry = self._entries.get((app_id, key))
+        entry = self._entries[app_id].get(key)
         return None if entry is None or (entry.ends and entry.ends <= self._now()) else entry
 
     def _value(self, app_id: str, key: str, kind: type[T]) -> T | None:
@@ -135,9 +142,9 @@ class MemoryCache:
         """Put a value in place of the one before, whose time to live stays."""
         entry = self._entry(app_id, key)
         if value:
-            self._entries[app_id, key] = _Entry(value, None if entry is None else entry.ends)
+            self._entries[app_id][key] = _Entry(value, None if entry is None else entry.ends)
         else:
-            self._entries.pop((app_id, key), None)
+            self._entries[app_id].pop(key, None)
 
 
 class MemoryStorage:
@@ -146,75 +153,60 @@ class MemoryStorage:
     __slots__ = ("_lock", "_texts")
 
     def __init__(self) -> None:
-        self._texts: Final[dict[tuple[str, str], str]] = {}
+        self._texts: Final = defaultdict[str, dict[str, str]](dict)
         self._lock: Final = threading.RLock()
 
     def get(self, app_id: str, key: str) -> str | None:
         """Return the text of a key, or None if it has none."""
-        return self._texts.get((app_id, key))
+        return self._texts[app_id].get(key)
 
     def set(self, app_id: str, key: str, text: str) -> None:
         """Keep a text in place of what was there."""
-        self._texts[app_id, key] = text
+        self._texts[app_id][key] = text
 
     def add(self, app_id: str, key: str, text: str) -> bool:
         """Keep a text unless the key has one; return whether it was kept."""
-        return self._texts.setdefault((app_id, key), text) is text
+        with self._lock:
+            is_new = key not in self._texts[app_id]
+            self._texts[app_id].setdefault(key, text)
+        return is_new
 
     def delete(self, app_id: str, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        return self._texts.pop((app_id, key), None) is not None
+        return self._texts[app_id].pop(key, None) is not None
 
     def increment(self, app_id: str, key: str, by: int) -> int:
         """Add to a whole number of 64 bits, 0 if there is none; return the sum."""
         with self._lock:
-            total = add_whole(self._texts.get((app_id, key)), by)
-            self._texts[app_id, key] = str(total)
+            total = add_whole(self._texts[app_id].get(key), by)
+            self._texts[app_id][key] = str(total)
         return total
 
     def purge(self, app_id: str) -> int:
         """Delete all that an installation has kept; return how many keys there were."""
-        return _purge(self._texts, app_id)
+        return len(self._texts.pop(app_id, ()))
 
 
 class MemoryMetrics:
     """A `MetricsStore` of one process."""
 
-    __slots__ = ("_lock", "_values")
+    __slots__ = ("_lock", "_numbers")
 
     def __init__(self) -> None:
-        self._values: Final[dict[tuple[str, str, str], float]] = {}
+        self._numbers: Final = defaultdict[str, dict[tuple[str, str], float]](dict)
         self._lock: Final = threading.RLock()
 
     def record(self, app_id: str, kind: str, name: str, number: float) -> None:
         """Add a number to a `sum`, or keep it if it is the most (`max`) or the least."""
         with self._lock:
-            before = self._values.get((app_id, kind, name))
-            if before is not None:
-                number = {"sum": before + number, "max": max(before, number)}.get(
-                    kind, min(before, number)
-                )
-            if not math.isfinite(number):
-                raise StoreValueError(f"the sum of metric {name!r} would not be finite")
-            self._values[app_id, kind, name] = number
+            before = self._numbers[app_id].get((kind, name))
+            after = number if before is None else _TOGETHER[kind](before, number)
+            self._numbers[app_id][kind, name] = after
 
     def read(self, app_id: str) -> dict[tuple[str, str], float]:
         """Return what was recorded, by kind and name."""
-        with self._lock:
-            return {
-                (kind, name): number
-                for (owner, kind, name), number in self._values.items()
-                if owner == app_id
-            }
+        return dict(self._numbers[app_id])
 
     def purge(self, app_id: str) -> int:
-        """Delete all that an installation has recorded; return how many keys there were."""
-        with self._lock:
-            return _purge(self._values, app_id)
-
-
-def _purge(kept: MutableMapping[K, Any], app_id: str) -> int:
-    keys = [key for key in kept if key[0] == app_id]
-    for key in keys:
-        del kept[key]
-    return len(keys)
+        """Delete all that an installation has recorded, which is one key."""
+        return 1 if self._numbers.pop(app_id, None) else 0

@@ -1,4 +1,4 @@
-"""`meta.metrics`: declared by an app, recorded by its code, kept on Redis."""
+"""`meta.metrics`: declared by an app, recorded by its code, kept on Redis or in memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,11 @@ from posthog_jobs.errors import (
     UnknownMetricError,
 )
 from posthog_jobs.operate.cli.apps import apps
+from posthog_jobs.settings import Settings
+from posthog_jobs.testing.memory import memory_stores
+from posthog_jobs.worker.runtime import Runtime
 from tests.nodes import closed_port
+from tests.recorder import Recorder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,38 +54,53 @@ def app(config: dict[str, Any]) -> PostHogJobs:
     return PostHogJobs(config_source=config)
 
 
+@pytest.fixture(params=["redis", "memory"])
+def runtime(request: pytest.FixtureRequest, config: dict[str, Any], app: PostHogJobs) -> Runtime:
+    """What runs the apps, over Redis and over what app authors test with."""
+    if request.param == "redis":
+        return app.runtime
+    settings = Settings(apps=config["posthog_jobs_apps"])
+    return Runtime(settings, Recorder(), memory_stores(lambda: datetime.now(UTC)))
+
+
 @pytest.fixture
-def meta(app: PostHogJobs) -> Meta:
-    return app.meta_for("one")
+def meta(runtime: Runtime) -> Meta:
+    return runtime.meta("one")
 
 
-def test_each_kind(app: PostHogJobs, meta: Meta) -> None:
+def recorded(runtime: Runtime, app_id: str = "one") -> dict[str, float | None]:
+    return runtime.metas.metrics(app_id, runtime.installations.get(app_id).definition)
+
+
+def test_each_kind(runtime: Runtime, meta: Meta) -> None:
     """Metrics: a sum adds up, a max and a min keep the most and the least, of any sign."""
-    assert app.apps.metrics("one") == {"count": 0, "longest": None, "shortest": None}
+    assert recorded(runtime) == {"count": 0, "longest": None, "shortest": None}
     for number in (3, -7.5, 2, 0):
         meta.metrics["count"].increment(number)
         meta.metrics["longest"].max(number)
         meta.metrics.shortest.min(number)
     meta.metrics.count.increment()
 
-    assert app.apps.metrics("one") == {"count": -1.5, "longest": 3, "shortest": -7.5}
-    assert app.apps.metrics("two") == {"count": 0, "longest": None, "shortest": None}
+    assert recorded(runtime) == {"count": -1.5, "longest": 3, "shortest": -7.5}
+    assert recorded(runtime, "two") == {"count": 0, "longest": None, "shortest": None}
+    assert (runtime.metas.purge("one"), runtime.metas.purge("two")) == (1, 0)
+    assert recorded(runtime) == {"count": 0, "longest": None, "shortest": None}
     assert list(meta.metrics) == ["count", "longest", "shortest"]
     assert {"count", "longest"} <= set(dir(meta.metrics))
 
 
 @pytest.mark.parametrize("number", [1e300, 5e-324, 0.1, 2**53, -1e17])
-def test_numbers_are_kept_exactly(app: PostHogJobs, meta: Meta, number: float) -> None:
+def test_numbers_are_kept_exactly(runtime: Runtime, meta: Meta, number: float) -> None:
     """Metrics: a max and a min are the very numbers that were given."""
     meta.metrics.longest.max(-1e308)
     meta.metrics.longest.max(number)
     meta.metrics.shortest.min(number)
 
-    values = app.apps.metrics("one")
+    values = recorded(runtime)
     assert (values["longest"], values["shortest"]) == (number, number)
 
 
-def test_threads_and_coroutines_record_together(app: PostHogJobs, meta: Meta) -> None:
+def test_threads_and_coroutines_record_together(runtime: Runtime, meta: Meta) -> None:
     """Metrics: nothing is lost between threads; a coroutine awaits, or need not."""
 
     async def use() -> None:
@@ -94,15 +114,15 @@ def test_threads_and_coroutines_record_together(app: PostHogJobs, meta: Meta) ->
             threads.submit(meta.metrics.shortest.min, number)
     asyncio.run(use())
 
-    assert app.apps.metrics("one") == {"count": 200, "longest": 1000, "shortest": 0}
+    assert recorded(runtime) == {"count": 200, "longest": 1000, "shortest": 0}
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, True, "1", None, 10**400])
-def test_what_is_no_number(app: PostHogJobs, meta: Meta, number: Any) -> None:
+def test_what_is_no_number(runtime: Runtime, meta: Meta, number: Any) -> None:
     """Metrics: what is no finite number is refused where it is given, and nothing is kept."""
     with pytest.raises(MetricError, match="metric 'count' of app id 'one' was given"):
         meta.metrics.count.increment(number)
-    assert app.apps.metrics("one")["count"] == 0
+    assert recorded(runtime)["count"] == 0
 
 
 def test_the_wrong_method(meta: Meta) -> None:
@@ -121,15 +141,15 @@ def test_an_unknown_metric(meta: Meta) -> None:
     assert not hasattr(meta.metrics, "__other__")
 
 
-def test_a_metric_declared_anew_starts_anew(app: PostHogJobs, meta: Meta) -> None:
+def test_a_metric_declared_anew_starts_anew(runtime: Runtime, meta: Meta) -> None:
     """Metrics: what was recorded as a sum is no max; unloadable code shows all there is."""
     meta.metrics.count.increment(5)
     definition = define_app(
         "measured", "", {"on_event": print, "metrics": {"count": "max", "other": "sum"}}
     )
 
-    assert app.runtime.metas.metrics("one", definition) == {"count": None, "other": 0}
-    assert app.runtime.metas.metrics("one", None) == {"count": 5}
+    assert runtime.metas.metrics("one", definition) == {"count": None, "other": 0}
+    assert runtime.metas.metrics("one", None) == {"count": 5}
 
 
 @pytest.mark.parametrize(
@@ -155,9 +175,9 @@ def test_a_submodule_is_no_declaration() -> None:
     assert define_app("teapot", "", {"on_event": print, "metrics": sys}).metrics == {}
 
 
-def test_apps_show(app: PostHogJobs, meta: Meta) -> None:
+def test_apps_show(app: PostHogJobs) -> None:
     """Metrics: `apps show` prints them."""
-    meta.metrics.count.increment(5)
+    app.meta_for("one").metrics.count.increment(5)
     context = CLIContext(app=app, no_color=True, workdir=None)
     shown = CliRunner().invoke(apps, ["show", "one", "--json"], obj=context)
 

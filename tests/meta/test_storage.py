@@ -1,4 +1,4 @@
-"""`meta.storage` and `meta.utils.cursor`: one contract, on Redis, SQLite and PostgreSQL."""
+"""`meta.storage` and `meta.utils.cursor`: one contract, in memory, on Redis and databases."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ from posthog_jobs.errors import (
 from posthog_jobs.meta import sql_storage
 from posthog_jobs.meta.redis_stores import RedisStorage
 from posthog_jobs.meta.sql_storage import SQLStorage
+from posthog_jobs.settings import Settings
+from posthog_jobs.testing.memory import MemoryStorage, memory_stores
+from posthog_jobs.worker.runtime import Runtime
 from tests import postgres_node
 from tests.conftest import APPS
 from tests.nodes import RedisProcess
+from tests.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from posthog_jobs.meta.storage import StorageBackend
     from tests.postgres_node import PostgresProcess
 
-KINDS = ("redis", "sqlite", "postgresql")
+KINDS = ("memory", "redis", "sqlite", "postgresql")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +62,9 @@ def postgres() -> Iterator[PostgresProcess]:
 def storage_url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> str | None:
-    """The setting posthog_jobs_storage_url; None for Redis."""
-    if request.param == "redis":
-        return None
+    """The setting posthog_jobs_storage_url; None for Redis, and empty for memory."""
+    if request.param in ("redis", "memory"):
+        return None if request.param == "redis" else ""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'storage.db'}"
     server: PostgresProcess = request.getfixturevalue("postgres")
@@ -68,17 +72,20 @@ def storage_url(
 
 
 @pytest.fixture
-def app(redis: RedisProcess, storage_url: str | None) -> PostHogJobs:
+def runtime(redis: RedisProcess, storage_url: str | None) -> Runtime:
+    if storage_url == "":
+        stores = memory_stores(lambda: datetime.now(UTC))
+        return Runtime(Settings(apps=APPS), Recorder(), stores)
     config = {"posthog_jobs_apps": APPS, "posthog_jobs_storage_url": storage_url}
     app = PostHogJobs(config_source={"broker_url": redis.url, **config})
     for app_id in APPS:
         app.runtime.metas.purge(app_id)
-    return app
+    return app.runtime
 
 
 @pytest.fixture
-def meta(app: PostHogJobs) -> Meta:
-    return app.meta_for("recorder")
+def meta(runtime: Runtime) -> Meta:
+    return runtime.meta("recorder")
 
 
 def backend_of(url: str | None, redis_url: str) -> StorageBackend:
@@ -135,14 +142,14 @@ def test_keys_are_told_apart_exactly(meta: Meta) -> None:
     assert [meta.storage.get(key) for key in [*ALIKE, *longest]] == list(range(14))
 
 
-def test_installations_share_nothing_and_are_purged_alone(app: PostHogJobs) -> None:
+def test_installations_share_nothing_and_are_purged_alone(runtime: Runtime) -> None:
     """Storage: two installations never see each other's values; purging one leaves the other."""
-    one, two = app.meta_for("recorder"), app.meta_for("second")
+    one, two = runtime.meta("recorder"), runtime.meta("second")
     one.storage.set("key", 1)
     two.storage.set("key", 2)
     one.utils.cursor.init("page", 7)
 
-    assert app.runtime.metas.purge("recorder") == 2
+    assert runtime.metas.purge("recorder") == 2
     assert (one.storage.get("key"), one.storage.get("page")) == (None, None)
     assert two.storage.get("key") == 2
 
@@ -198,11 +205,12 @@ def test_async_code_awaits_and_need_not(meta: Meta) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_processes_and_threads_count_together(meta: Meta) -> None:
+def test_processes_and_threads_count_together(meta: Meta, storage_url: str | None) -> None:
     """Cursor: no increment is lost, in threads and in forks of a process that has connections."""
+    forks = 0 if storage_url == "" else 2
     meta.storage.set("page", 0)
     children = []
-    for _ in range(2):
+    for _ in range(forks):
         child = os.fork()
         if child == 0:
             code = 1
@@ -216,18 +224,20 @@ def test_processes_and_threads_count_together(meta: Meta) -> None:
     with ThreadPoolExecutor(4) as threads:
         sums = list(threads.map(lambda _: meta.utils.cursor.increment("page"), range(80)))
 
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * forks
     assert len(set(sums)) == 80
-    assert meta.storage.get("page") == 160
+    assert meta.storage.get("page") == 80 + 40 * forks
 
 
 def test_many_begin_at_once(redis: RedisProcess, storage_url: str | None) -> None:
     """Storage: several that make the table, or insert one key, at the same time all succeed."""
-    if storage_url is not None:
+    if storage_url:
         SQLStorage(storage_url)._call(
             lambda connection: connection.exec_driver_sql(f"DROP TABLE {sql_storage.TABLE}")
         )
-    backends = [backend_of(storage_url, redis.url) for _ in range(6)]
+    backends: list[StorageBackend] = [MemoryStorage()] * 6
+    if storage_url != "":
+        backends = [backend_of(storage_url, redis.url) for _ in range(6)]
     start = threading.Barrier(len(backends))
 
     def begin(backend: StorageBackend) -> tuple[bool, int]:

@@ -1,4 +1,4 @@
-"""`meta.cache` and `meta.storage` on a real Redis and in memory, from sync and async code."""
+"""`meta.cache`, and what storage shares with it, on a real Redis and in memory."""
 
 from __future__ import annotations
 
@@ -71,15 +71,10 @@ def test_values_come_back_equal(meta: Meta, value: object) -> None:
     assert type(meta.cache.get("key")) is type(value)
 
 
-def test_defaults_and_delete(meta: Meta) -> None:
-    """meta: a key that is not there gives the default; delete tells whether it was there."""
+def test_defaults(meta: Meta) -> None:
+    """meta: a key of the cache that is not there gives the default."""
     assert meta.cache.get("nothing") is None
     assert meta.cache.get("nothing", 7) == 7
-    assert meta.storage.get("nothing", 7) == 7
-    meta.storage.set("key", 1)
-    assert meta.storage.delete("key") is True
-    assert meta.storage.delete("key") is False
-    assert meta.storage.get("key") is None
 
 
 def test_cache_and_storage_share_no_key(installed: Callable[[str], Meta], meta: Meta) -> None:
@@ -200,22 +195,6 @@ def test_a_list_that_has_become_empty_is_gone(meta: Meta) -> None:
     meta.cache.lpush("other", 1)
     meta.cache.lrem("other", 0, 1)
     assert meta.cache.expire("other", 5) is False
-
-
-def test_cursors(meta: Meta) -> None:
-    """meta: a cursor starts once, is advanced and read as what storage keeps, in 64 bits."""
-    cursor = meta.utils.cursor
-    cursor.init("at", 5)
-    cursor.init("at", 9)
-
-    assert cursor.increment("at", 3) == 8
-    assert cursor.increment("new") == 1
-    assert meta.storage.get("at") == 8
-    for kept in ("5", 1.5, None, True, [1], 2**63 - 1, 2**70):
-        meta.storage.set("at", kept)
-        with pytest.raises(StoreValueError):
-            cursor.increment("at")
-        assert meta.storage.get("at") == kept
 
 
 def test_what_keeps_its_time_to_live(meta: Meta) -> None:
