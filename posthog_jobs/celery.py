@@ -450,7 +450,7 @@ class PostHogJobs(Celery):
         """Let a pool's child take changes though no job comes to it."""
         if self._runtime is not None and self._pid != os.getpid():
             threading.Thread(
-                target=self._runtime.roster.follow, name="posthog_jobs.follow", daemon=True
+                target=self._runtime.registry.follow, name="posthog_jobs.follow", daemon=True
             ).start()
 
     def _tear_down(self, **_: Any) -> None:

@@ -20,8 +20,6 @@ def install(app_id: str = "one", version: int = 1, **hooks: Function) -> Install
         definition=define_app("teapot", "teapot", dict(hooks)),
         config={},
         team_id=1,
-        enabled=True,
-        order=0,
         version=version,
     )
 

@@ -104,8 +104,6 @@ def make_jobs(sender: Sender, functions: dict[str, Callable[..., Any]] | None = 
         definition=define_app("teapot", "teapot", namespace),
         config={},
         team_id=1,
-        enabled=True,
-        order=0,
         version=1,
     )
     return Jobs(Origin(installation, Outbox(sender, Lane("test"))))

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from redis.exceptions import WatchError
-
-from posthog_jobs.apps.entries import AppEntry, read_entry
+from posthog_jobs.apps.installation import AppEntry, InstalledApp, read_entry
 from posthog_jobs.broker.redis import APPS_VERSION
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.jobs.payload import encode, loads
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from posthog_jobs.broker.redis import Keys, RedisServer
 
 logger = logging.getLogger(__name__)
 
-#: Given what is installed under an id, or was, or None; returns what shall be.
-Edit = Callable[[AppEntry | None], AppEntry]
+#: Given all that is stored, by app id; returns what one of them shall be, and would become.
+Edit = Callable[[Mapping[str, AppEntry]], InstalledApp]
 
 _WHAT: Final = "the installed apps"
 
@@ -33,11 +29,11 @@ class Snapshot:
 
     Attributes:
         version: grows with each change of any entry; 0 for a store that has had none.
-        entries: all of them, those that were removed too.
+        entries: app id → entry, those that were removed too.
     """
 
     version: int
-    entries: tuple[AppEntry, ...]
+    entries: Mapping[str, AppEntry]
 
 
 class InstallationStore(Protocol):
@@ -52,19 +48,19 @@ class InstallationStore(Protocol):
         ...
 
     def read(self) -> Snapshot:
-        """Return all that is stored."""
+        """Return all that is stored; an entry that cannot be read is logged and left out."""
         ...
 
-    def change(self, app_id: str, edit: Edit) -> AppEntry:
-        """Change one entry, so that no change of somebody else's is lost.
+    def change(self, app_id: str, edit: Edit) -> InstalledApp:
+        """Change one entry.
 
         Args:
-            app_id: which one.
-            edit: makes the new entry of the one before, with what it refuses as its exception;
+            app_id: its id.
+            edit: returns the new entry, given what is stored, or raises, and nothing is changed;
                 called again where somebody else was faster. One that it returns as it is stays.
 
         Returns:
-            What is stored now.
+            What `edit` returned, as it is stored now.
         """
         ...
 
@@ -80,54 +76,48 @@ class RedisStore:
 
     def version(self) -> int:
         """Return the newest version."""
-
-        def call(redis: Redis, keys: Keys) -> int:
-            return int(redis.hget(keys.apps, APPS_VERSION) or 0)
-
-        return self._server.call(call, _WHAT)
+        version = self._server.call(lambda redis, keys: redis.hget(keys.apps, APPS_VERSION), _WHAT)
+        return int(version or 0)
 
     def read(self) -> Snapshot:
         """Return all that is stored; an entry that cannot be read is logged and left out."""
+        return _snapshot(self._server.call(lambda redis, keys: redis.hgetall(keys.apps), _WHAT))
 
-        def call(redis: Redis, keys: Keys) -> dict[Any, Any]:
-            return redis.hgetall(keys.apps)
-
-        found = {name.decode(): text for name, text in self._server.call(call, _WHAT).items()}
-        version = int(found.pop(APPS_VERSION, 0))
-        entries = (_decoded(app_id, text) for app_id, text in found.items())
-        return Snapshot(version=version, entries=tuple(entry for entry in entries if entry))
-
-    def change(self, app_id: str, edit: Edit) -> AppEntry:
+    def change(self, app_id: str, edit: Edit) -> InstalledApp:
         """Change one entry; the new version is Redis' clock, in ms, or one more than the last.
 
         So a version is never used twice, not even after the store was emptied.
         """
 
-        def call(redis: Redis, keys: Keys) -> AppEntry:
-            while True:
-                pipe: Any
-                with redis.pipeline() as pipe:
-                    pipe.watch(keys.apps)
-                    text, last = pipe.hmget(keys.apps, [app_id, APPS_VERSION])
-                    seconds, microseconds = pipe.time()
-                    before = None if text is None else _decoded(app_id, text)
-                    entry = edit(before)
-                    if entry == before:
-                        return entry
-                    version = max(int(last or 0) + 1, seconds * 1000 + microseconds // 1000)
-                    is_new = before is None or before.is_removed
-                    entry = replace(
-                        entry, version=version, since=version if is_new else entry.since
-                    )
-                    pipe.multi()
-                    pipe.hset(keys.apps, mapping={app_id: _encoded(entry), APPS_VERSION: version})
-                    try:
-                        pipe.execute()
-                    except WatchError:  # somebody else was faster
-                        continue
-                    return entry
+        def call(redis: Any, keys: Keys) -> InstalledApp:
+            def change(pipe: Any) -> InstalledApp:
+                stored = _snapshot(pipe.hgetall(keys.apps))
+                seconds, microseconds = pipe.time()
+                before, app = stored.entries.get(app_id), edit(stored.entries)
+                if app.entry == before:
+                    return app
+                version = max(stored.version + 1, seconds * 1000 + microseconds // 1000)
+                is_new = before is None or before.is_removed
+                since = version if is_new else app.entry.since
+                entry = replace(app.entry, version=version, since=since)
+                pipe.multi()
+                pipe.hset(keys.apps, mapping={app_id: _encoded(entry), APPS_VERSION: version})
+                return app.stored_as(entry)
+
+            # again where somebody else was faster
+            changed: InstalledApp = redis.transaction(change, keys.apps, value_from_callable=True)
+            return changed
 
         return self._server.call(call, _WHAT)
+
+
+def _snapshot(kept: dict[Any, Any]) -> Snapshot:
+    found = {name.decode(): text for name, text in kept.items()}
+    version = int(found.pop(APPS_VERSION, 0))
+    entries = {app_id: _decoded(app_id, text) for app_id, text in found.items()}
+    return Snapshot(
+        version=version, entries={app_id: entry for app_id, entry in entries.items() if entry}
+    )
 
 
 def _encoded(entry: AppEntry) -> str:
@@ -143,6 +133,6 @@ def _decoded(app_id: str, text: Any) -> AppEntry | None:
         entry = read_entry(app_id, said, default_team_id=1, where="the store")
     except (ValueError, TypeError, KeyError, AttributeError, ConfigurationError):
         # without the traceback, which may show what is in it
-        logger.warning("the store's entry of app id %r is no entry; install it again", app_id)
+        logger.warning("the store's entry of app id %r cannot be read; install it again", app_id)
         return None
     return replace(entry, version=version, since=since, is_removed=is_removed, is_purged=is_purged)

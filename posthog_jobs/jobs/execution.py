@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakMethod
 
 from posthog_jobs.errors import (
     AppExitError,
@@ -40,7 +41,7 @@ in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
 class _LoopThread:
     """The event loop of this process, on a thread of its own, from the first async call on."""
 
-    __slots__ = ("_lock", "_loop", "_pid", "_thread")
+    __slots__ = ("__weakref__", "_lock", "_loop", "_pid", "_thread")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,7 +85,7 @@ class _LoopThread:
                     self._loop, self._pid = loop, os.getpid()
         return self._loop
 
-    def after_fork(self) -> None:
+    def forget_parent(self) -> None:
         """Forget the parent's loop: its thread is not there, and its lock may be held."""
         self._lock = threading.Lock()
 
@@ -97,9 +98,21 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_forever()
 
 
+def after_fork(method: Callable[[], None]) -> None:
+    """Call an object's method in every fork of this process, for as long as the object lives."""
+    reference = WeakMethod(method)
+
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
+
+
 _loop_thread: Final = _LoopThread()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loop_thread.after_fork)
+after_fork(_loop_thread.forget_parent)
 
 
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.apps.entries import read_entry
-from posthog_jobs.apps.installed_app import InstalledApp, Uninstalled
-from posthog_jobs.apps.loading import load_app, resolved
+from posthog_jobs.apps.installation import InstalledApp, read_entry
+from posthog_jobs.apps.loading import resolved
 from posthog_jobs.errors import InstallError, UnknownAppError, UnsupportedByBrokerError
 from posthog_jobs.hooks.ticks import TASKS
 from posthog_jobs.jobs.payload import check_payload
@@ -15,12 +14,24 @@ from posthog_jobs.jobs.payload import check_payload
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from posthog_jobs.apps.entries import AppEntry
-    from posthog_jobs.apps.installation import Loaded
-    from posthog_jobs.apps.store import InstallationStore
+    from posthog_jobs.apps.installation import AppEntry
+    from posthog_jobs.apps.store import Edit, InstallationStore
     from posthog_jobs.broker.schedule import Schedule
     from posthog_jobs.errors import AppError
     from posthog_jobs.worker.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uninstalled:
+    """What became of an installation's remains.
+
+    Attributes:
+        cancelled: how many waiting jobs were cancelled; None if they were kept.
+        purged: how many keys of its cache and storage were deleted; None if they were kept.
+    """
+
+    cancelled: int | None
+    purged: int | None
 
 
 class Apps:
@@ -49,8 +60,9 @@ class Apps:
 
     def list(self) -> list[InstalledApp]:
         """Return all that is installed, in the order in which hooks run."""
-        known = self._refreshed().values()
-        return [InstalledApp.of(loaded) for loaded in known if not loaded.entry.is_removed]
+        registry = self._runtime.registry
+        registry.refresh(ask=True)
+        return [app for app in registry.known.all.values() if not app.entry.is_removed]
 
     def get(self, app_id: str) -> InstalledApp:
         """Return one installation.
@@ -58,10 +70,8 @@ class Apps:
         Raises:
             UnknownAppError: there is none; AppRemovedError if there was.
         """
-        loaded = self._refreshed().get(app_id)
-        if loaded is None or loaded.entry.is_removed:
-            raise self._unknown(app_id)
-        return InstalledApp.of(loaded)
+        self._runtime.registry.refresh(ask=True)
+        return self._known(app_id)
 
     def metrics(self, app_id: str) -> dict[str, float | None]:
         """Return an installation's metrics, as all workers have recorded them.
@@ -106,22 +116,18 @@ class Apps:
         if team_id is not None:
             said["team_id"] = team_id
         entry = self._read(id, said)
-        self._refuse_configured(entry.id)
-        schema = load_app(entry.module).manifest.schema
-        entry = replace(entry, config=schema.merge({}, entry.config))  # a mask stands for nothing
-        self._runtime.installations.preview(entry)
 
-        def edit(before: AppEntry | None) -> AppEntry:
+        def edit(entries: Mapping[str, AppEntry]) -> InstalledApp:
+            before = entries.get(entry.id)
             if before is not None and not before.is_removed:
                 raise InstallError(
                     f"app id {entry.id!r} is installed already, from {before.module!r}; use "
                     "another id, or change that one: celery -A posthog_jobs apps configure "
                     f"{entry.id}"
                 )
-            return entry
+            return self._preview(entry, {}, entries)  # no old config: a mask stands for nothing
 
-        self._store.change(entry.id, edit)
-        return self.get(entry.id)
+        return self._save(entry.id, edit)
 
     def configure(
         self,
@@ -148,20 +154,19 @@ class Apps:
         given = {"module": module, "team_id": team_id, "order": order, "config": changes}
         said = {name: value for name, value in given.items() if value is not None}
 
-        def edit(before: AppEntry) -> AppEntry:
+        def edit(entries: Mapping[str, AppEntry]) -> InstalledApp:
+            before = self._there(app_id, entries)
             read = self._read(app_id, {"module": before.module, **said})
-            schema = load_app(read.module).manifest.schema
             after = replace(
                 before,
                 module=read.module,
-                config=schema.merge(before.config, read.config),
+                config=read.config,
                 team_id=before.team_id if team_id is None else team_id,
                 order=before.order if order is None else order,
             )
-            self._runtime.installations.preview(after)
-            return after
+            return self._preview(after, before.config, entries)
 
-        return self._change(app_id, edit)
+        return self._save(app_id, edit)
 
     def enable(self, app_id: str) -> InstalledApp:
         """Let an installation run again.
@@ -170,7 +175,7 @@ class Apps:
             UnknownAppError: there is no such installation.
             InstallError: it is one of the configuration.
         """
-        return self._change(app_id, lambda before: replace(before, enabled=True))
+        return self._switch(app_id, enabled=True)
 
     def disable(self, app_id: str) -> InstalledApp:
         """Let an installation run neither hooks nor jobs; what waits of it stays until it is due.
@@ -179,7 +184,7 @@ class Apps:
             UnknownAppError: there is no such installation.
             InstallError: it is one of the configuration.
         """
-        return self._change(app_id, lambda before: replace(before, enabled=False))
+        return self._switch(app_id, enabled=False)
 
     def uninstall(
         self, app_id: str, *, cancel_jobs: bool | None = None, purge: bool = False
@@ -211,13 +216,15 @@ class Apps:
                 "cancel_jobs=True (--cancel-jobs), or False (--keep-jobs)"
             )
 
-        def edit(before: AppEntry | None) -> AppEntry:
+        def edit(entries: Mapping[str, AppEntry]) -> InstalledApp:
+            before = entries.get(app_id)
             if before is None:
                 raise self._unknown(app_id)
-            return replace(before, config={}, is_removed=True, is_purged=purge or before.is_purged)
+            purged = purge or before.is_purged
+            return InstalledApp(entry=replace(before, config={}, is_removed=True, is_purged=purged))
 
         self._store.change(app_id, edit)
-        self._runtime.roster.refresh(ask=True)
+        self._runtime.registry.refresh(ask=True)
         self._stop_ticks(app_id)
         cancelled = None
         if schedule is not None:
@@ -243,16 +250,27 @@ class Apps:
         except UnsupportedByBrokerError:
             return 0
 
-    def _change(self, app_id: str, edit: Callable[[AppEntry], AppEntry]) -> InstalledApp:
+    def _switch(self, app_id: str, *, enabled: bool) -> InstalledApp:
+        def edit(entries: Mapping[str, AppEntry]) -> InstalledApp:
+            return InstalledApp(entry=replace(self._there(app_id, entries), enabled=enabled))
+
+        return self._save(app_id, edit)
+
+    def _save(self, app_id: str, edit: Edit) -> InstalledApp:
         self._refuse_configured(app_id)
+        self._runtime.registry.refresh(ask=True, checked=self._store.change(app_id, edit))
+        return self._known(app_id)
 
-        def checked(before: AppEntry | None) -> AppEntry:
-            if before is None or before.is_removed:
-                raise self._unknown(app_id)
-            return edit(before)
+    def _preview(
+        self, entry: AppEntry, old: Mapping[str, Any], entries: Mapping[str, AppEntry]
+    ) -> InstalledApp:
+        return self._runtime.registry.known.preview(entry, old, entries.values())
 
-        self._store.change(app_id, checked)
-        return self.get(app_id)
+    def _there(self, app_id: str, entries: Mapping[str, AppEntry]) -> AppEntry:
+        entry = entries.get(app_id)
+        if entry is None or entry.is_removed:
+            raise self._unknown(app_id)
+        return entry
 
     def _read(self, app_id: str, said: dict[str, Any]) -> AppEntry:
         default = self._runtime.settings.default_team_id
@@ -261,19 +279,21 @@ class Apps:
         return replace(entry, module=resolved(entry.module))
 
     def _refuse_configured(self, app_id: str) -> None:
-        if self._runtime.installations.is_configured(app_id):
+        if self._runtime.registry.known.is_configured(app_id):
             raise InstallError(
                 f"app id {app_id!r} is installed by posthog_jobs_apps; change it in celeryconfig.py"
             )
 
-    def _refreshed(self) -> Mapping[str, Loaded]:
-        self._runtime.roster.refresh(ask=True)
-        return self._runtime.installations.all
+    def _known(self, app_id: str) -> InstalledApp:
+        app = self._runtime.registry.known.all.get(app_id)
+        if app is None or app.entry.is_removed:
+            raise self._unknown(app_id)
+        return app
 
     def _unknown(self, app_id: str) -> AppError:
-        self._runtime.roster.refresh(ask=True)
+        self._runtime.registry.refresh(ask=True)
         try:
-            self._runtime.installations.get(app_id)
+            self._runtime.registry.known.get(app_id)
         except UnknownAppError as error:
             return error
         return InstallError(f"app id {app_id!r} was changed by somebody else just now; try again")

@@ -16,7 +16,7 @@ from celery.worker.state import maybe_shutdown
 from redis.exceptions import RedisError
 
 import posthog_jobs.worker.control  # noqa: F401  # registers what workers answer to `jobs doctor`
-from posthog_jobs.apps.feed import INTERVAL
+from posthog_jobs.apps.registry import INTERVAL
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
 from posthog_jobs.broker.transport.channel import DurableChannel
@@ -258,23 +258,23 @@ class JobConsumer(Consumer):
         """
         self._loop_thread = get_ident()
         self.pool._does_debug = False  # noqa: SLF001  # Celery's debug log quotes the arguments
-        self.app.runtime.roster.on_change(lambda: self.call_soon(self._take_change))
+        self.app.runtime.registry.on_change(lambda: self.call_soon(self._take_change))
         try:
             super().start()
         except PreconditionFailed as error:
             raise name_is_taken(error) from error
         finally:
-            self.app.runtime.roster.seen.forget()
+            self.app.runtime.registry.seen.forget()
 
     def _follow_store(self) -> None:
         """Learn of changes with every turn, and take them twice a second if nothing runs."""
         runtime = self.app.runtime
         lease = getattr(self.task_consumer.channel, "lease", None)
         if lease is not None and runtime.settings.redis_url is None:
-            lease.on_apps_version = runtime.roster.seen.note
+            lease.on_apps_version = runtime.registry.seen.note
         if self._looking is not None:  # from before the connection was lost
             self._looking.cancel()
-        self._looking = self.timer.call_repeatedly(INTERVAL, runtime.roster.refresh)
+        self._looking = self.timer.call_repeatedly(INTERVAL, runtime.registry.refresh)
 
     def _serve_metrics(self) -> None:
         if self._metrics is None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.lifecycle import Lifecycle
-from posthog_jobs.apps.registry import Roster
+from posthog_jobs.apps.registry import Registry
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.hooks.chain import on_event, process_event, process_events
 from posthog_jobs.hooks.events import check_event
@@ -34,12 +34,12 @@ class Runtime:
 
     Attributes:
         settings: the settings that it was made from.
-        roster: who is installed.
+        registry: who is installed.
         metas: builds what apps are given, and reads what they have recorded.
         outbox: publishes.
     """
 
-    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "roster", "settings")
+    __slots__ = ("_exporter", "_lifecycle", "metas", "outbox", "registry", "settings")
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Runtime:
             exporter: brings events to `export_events`; without it nothing is exported.
         """
         self.settings: Final = settings
-        self.roster: Final = Roster(settings, store, self._retire)
+        self.registry: Final = Registry(settings, store, self._retire)
         self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
         self.metas: Final = Metas(settings, stores, self.outbox)
         self._lifecycle: Final = Lifecycle(
             self.metas.build,
-            self.roster.known.is_current,
+            self.registry.known.is_current,
             before_end=self._export_rest,
             after_end=self._purge_rest,
         )
@@ -74,7 +74,7 @@ class Runtime:
     @property
     def installations(self) -> Installations:
         """Who is installed, as of now."""
-        return self.roster.current
+        return self.registry.current
 
     def meta(self, app_id: str, *, set_up: bool = False) -> Meta:
         """Return an installation's meta, to trigger its jobs from outside of its hooks.
@@ -87,7 +87,7 @@ class Runtime:
             UnknownAppError, AppLoadError, AppDisabledError: it cannot run.
             AppSetupError: `setup_plugin` failed.
         """
-        return self._lifecycle.meta(self.roster.get(app_id), set_up=set_up)
+        return self._lifecycle.meta(self.registry.get(app_id), set_up=set_up)
 
     def job(
         self,
@@ -113,7 +113,7 @@ class Runtime:
             AppError, UnknownJobError: the app or the job is not there now.
             PayloadRefusedError: its function does not take the payload any more, or needs one.
         """
-        installation = self.roster.get(app_id)
+        installation = self.registry.get(app_id)
         definition = installation.definition
         if definition.name != app_name:
             raise UnknownAppError(
@@ -138,7 +138,7 @@ class Runtime:
         Raises:
             AppError: the app is not there now.
         """
-        installation = self.roster.get(app_id)
+        installation = self.registry.get(app_id)
         function = installation.definition.hooks.get(name)
         if function is None:
             return None
@@ -152,7 +152,7 @@ class Runtime:
     def pool_limit(self, app_id: str, job_name: str) -> float | None:
         """Return the seconds after which the pool must end a job; None if it need not."""
         try:
-            job = self.roster.known.get(app_id).definition.jobs.get(job_name)
+            job = self.registry.known.get(app_id).definition.jobs.get(job_name)
         except AppError:
             return None
         return None if job is None or job.is_async else job.time_limit
@@ -217,7 +217,7 @@ class Runtime:
         installations = (
             self.installations.of_team(event["team_id"])
             if app_id is None
-            else [self.roster.get(app_id)]
+            else [self.registry.get(app_id)]
         )
         with self._lifecycle.holding() as meta:
             on_event(event, installations, meta, retry)
@@ -240,7 +240,7 @@ class Runtime:
         Raises:
             AppError, UnknownJobError: the app or the hook is not there now.
         """
-        installation = self.roster.get(app_id)
+        installation = self.registry.get(app_id)
         hook = installation.definition.hooks.get("export_events")
         if hook is None:
             raise UnknownJobError(
@@ -270,7 +270,7 @@ class Runtime:
             StoreUnavailableError, BrokerUnavailableError: not now; nothing is lost.
         """
         try:
-            installation = self.roster.get(app_id)
+            installation = self.registry.get(app_id)
         except AppError:
             installation = None
         if self._exporter is not None:
@@ -313,8 +313,8 @@ class Runtime:
 
     def _purge_rest(self, installation: Installation) -> None:
         """Delete what an installation has written after it was uninstalled with all it kept."""
-        known = self.roster.known
+        known = self.registry.known
         if known.is_purged(installation.id):
-            self.roster.refresh(ask=True)  # by now the id may be installed again
+            self.registry.refresh(ask=True)  # by now the id may be installed again
         if known.is_purged(installation.id):
             self.metas.purge(installation.id)

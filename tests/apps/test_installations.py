@@ -42,7 +42,7 @@ def test_a_path_alone(teapot: str) -> None:
 
     assert (installation.id, installation.definition.name) == ("one", "teapot")
     assert (dict(installation.config), installation.team_id) == ({}, 7)
-    assert (installation.enabled, installation.order, installation.version) == (True, 0, 1)
+    assert installation.version == 1
 
 
 def test_one_app_installed_several_times(teapot: str) -> None:

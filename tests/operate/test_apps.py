@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from tests.nodes import RedisProcess, closed_port, poll
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import FrameType
 
     from posthog_jobs.operate.apps import Apps
 
@@ -95,6 +97,32 @@ def test_configure_keeps_what_it_does_not_name(apps: Apps) -> None:
     assert after.version > before.version
     assert after.since == before.since
     assert apps.configure("new", {"a": "1"}).entry == after, "no change is no new version"
+
+
+def test_configure_loads_and_checks_once(
+    idle_app: PostHogJobs, other: PostHogJobs, tmp_path: Path
+) -> None:
+    """configure: a process that knew nothing of an app imports it once, and checks one config."""
+    (tmp_path / "counted.py").write_text("jobs = {'a': lambda meta: None}\n")
+    source = str(tmp_path / "counted.py")
+    idle_app.apps.install(source, id="counted")
+    apps = other.apps
+    calls: list[str] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        name = frame.f_code.co_qualname
+        loads = name == "load_app" and frame.f_locals["source"] == source
+        if event == "call" and (loads or name == "ConfigSchema.check"):
+            calls.append(name)
+
+    sys.setprofile(profile)
+    try:
+        apps.configure("counted", {"n": 1})
+    finally:
+        sys.setprofile(None)
+
+    assert calls == ["load_app", "ConfigSchema.check"]
+    assert other.meta_for("counted").config["n"] == 1
 
 
 def test_racing_operators_lose_no_change(idle_app: PostHogJobs) -> None:

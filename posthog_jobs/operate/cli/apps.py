@@ -16,7 +16,7 @@ from posthog_jobs.operate.cli.output import CommandGroup, app_of, as_json, print
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from posthog_jobs.apps.installed_app import InstalledApp
+    from posthog_jobs.apps.installation import InstalledApp
 
 config_json = click.option(
     "--config-json",
