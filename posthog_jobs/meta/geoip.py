@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.errors import AddressError, ConfigurationError
@@ -21,7 +20,7 @@ class GeoIP:
     processes that are forked later.
     """
 
-    __slots__ = ("_lane", "_lock", "_path", "_reader")
+    __slots__ = ("_lane", "_path", "_reader")
 
     def __init__(self, path: str | None, lane: Lane) -> None:
         """Remember where the file is.
@@ -32,7 +31,6 @@ class GeoIP:
         """
         self._path: Final = path
         self._lane: Final = lane
-        self._lock: Final = threading.Lock()
         self._reader: Reader | None = None
 
     def locate(self, ip: str) -> Any:
@@ -44,7 +42,7 @@ class GeoIP:
             database. In a running event loop an awaitable of that.
 
         Raises:
-            AddressError: it is no IP address.
+            AddressError: it is not an IP address.
             ConfigurationError: no database is configured, it cannot be read, or geoip2 is not
                 installed.
         """
@@ -55,7 +53,7 @@ class GeoIP:
         if address is None:
             shown = repr(ip[:50]) if isinstance(ip, str) else f"of type {type(ip).__name__}"
             raise AddressError(
-                f'geoip.locate was given what is no IP address: {shown}; use one such as "1.2.3.4"'
+                f'geoip.locate was given what is not an IP address: {shown}; use one, as "1.2.3.4"'
             )
         return self._lane.call(lambda: self._locate(str(address)), "geoip.locate")
 
@@ -73,10 +71,8 @@ class GeoIP:
             ) from None
 
     def _opened(self) -> Reader:
-        if self._reader is None:
-            with self._lock:
-                if self._reader is None:
-                    self._reader = _open(self._path)
+        if self._reader is None:  # by several threads at once: one is kept
+            self._reader = _open(self._path)
         return self._reader
 
 

@@ -52,7 +52,7 @@ class PostHog:
             awaited.
 
         Raises:
-            EventError, PayloadError: it is no event, or too large; nothing was sent.
+            EventError, PayloadError: it is not an event, or too large; nothing was sent.
             CaptureError: PostHog did not take it.
             BrokerUnavailableError: our own broker did not take it.
         """
@@ -136,7 +136,7 @@ def _moment(timestamp: object) -> datetime:
             moment = None
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise EventError(
-            "the property timestamp is no moment; make it an aware datetime, or ISO 8601 with its "
-            "offset, or leave it out"
+            "the property timestamp is not a moment; make it an aware datetime, or ISO 8601 with "
+            "its offset, or leave it out"
         )
     return moment

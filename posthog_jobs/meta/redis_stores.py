@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.broker.scripts import EXTREME
+from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.jobs.payload import in_order
 from posthog_jobs.meta.meta import Stores
 
@@ -35,8 +36,12 @@ def redis_stores(server: RedisServer, storage_url: str | None = None) -> Stores:
     """
     storage: StorageBackend = RedisStorage(server)
     if storage_url:
-        from posthog_jobs.meta.sql_storage import SQLStorage  # noqa: PLC0415  # of an extra
-
+        try:
+            from posthog_jobs.meta.sql_storage import SQLStorage  # noqa: PLC0415  # of an extra
+        except ImportError:
+            raise ConfigurationError(
+                "posthog_jobs_storage_url needs SQLAlchemy; pip install 'posthog-jobs[sql]'"
+            ) from None
         storage = SQLStorage(storage_url)
     return Stores(cache=RedisCache(server), storage=storage, metrics=RedisMetrics(server))
 
@@ -126,38 +131,38 @@ class RedisStorage:
 
     def get(self, app_id: str, key: str) -> str | bytes | None:
         """Return the text of a key, or None if it has none."""
-        return self._server.call(lambda redis, keys: redis.hget(keys.storage(app_id), key))
+        text: str | bytes | None = self._call(app_id, lambda redis, name: redis.hget(name, key))
+        return text
 
     def set(self, app_id: str, key: str, text: str) -> None:
         """Keep a text in place of what was there."""
-        self._server.call(lambda redis, keys: redis.hset(keys.storage(app_id), key, text))
+        self._call(app_id, lambda redis, name: redis.hset(name, key, text))
 
     def add(self, app_id: str, key: str, text: str) -> bool:
         """Keep a text unless the key has one; return whether it was kept."""
-        return bool(
-            self._server.call(lambda redis, keys: redis.hsetnx(keys.storage(app_id), key, text))
-        )
+        return bool(self._call(app_id, lambda redis, name: redis.hsetnx(name, key, text)))
 
     def delete(self, app_id: str, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        return bool(self._server.call(lambda redis, keys: redis.hdel(keys.storage(app_id), key)))
+        return bool(self._call(app_id, lambda redis, name: redis.hdel(name, key)))
 
     def increment(self, app_id: str, key: str, by: int) -> int:
         """Add to a whole number, 0 if there is none; return the sum."""
-        return int(
-            self._server.call(lambda redis, keys: redis.hincrby(keys.storage(app_id), key, by))
-        )
+        return int(self._call(app_id, lambda redis, name: redis.hincrby(name, key, by)))
 
     def purge(self, app_id: str) -> int:
         """Delete all that an installation has kept; return how many keys there were."""
 
-        def call(redis: Redis, keys: Keys) -> int:
+        def call(redis: Redis, name: str) -> int:
             with redis.pipeline() as pipeline:
-                pipeline.hlen(keys.storage(app_id))
-                pipeline.unlink(keys.storage(app_id))
+                pipeline.hlen(name)
+                pipeline.unlink(name)
                 return int(pipeline.execute()[0])
 
-        return self._server.call(call)
+        return int(self._call(app_id, call))
+
+    def _call(self, app_id: str, function: Callable[[Redis, str], Any]) -> Any:
+        return self._server.call(lambda redis, keys: function(redis, keys.storage(app_id)))
 
 
 @dataclass(frozen=True, slots=True)

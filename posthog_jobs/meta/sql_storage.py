@@ -8,14 +8,11 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import sqlalchemy as sa
+from sqlalchemy.dialects.mysql import LONGTEXT
+
 from posthog_jobs.errors import ConfigurationError, StoreUnavailableError
 from posthog_jobs.meta.storage import add_whole
-
-try:
-    import sqlalchemy as sa
-    from sqlalchemy.dialects.mysql import LONGTEXT
-except ImportError:  # the extra is not installed, which SQLStorage says
-    sa = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +41,8 @@ class SQLStorage:
             url: SQLAlchemy's, such as `postgresql+psycopg://user:password@host/database`.
 
         Raises:
-            ConfigurationError: SQLAlchemy is not installed, or the URL cannot work.
+            ConfigurationError: the URL cannot work.
         """
-        if sa is None:
-            raise ConfigurationError(
-                "posthog_jobs_storage_url needs SQLAlchemy; pip install 'posthog-jobs[sql]'"
-            )
         self._url: Final = _checked(url)
         # MySQL's own TEXT ends at 64 KiB
         long_text = sa.Text().with_variant(LONGTEXT(), "mysql", "mariadb")
@@ -118,7 +111,7 @@ class SQLStorage:
         insert = sa.insert(self._table).values(row)
         try:
             self._call(lambda connection: connection.execute(insert))
-        except _TakenError:
+        except sa.exc.IntegrityError:  # another process was first
             return False
         return True
 
@@ -136,9 +129,12 @@ class SQLStorage:
             with self._connected().begin() as connection:
                 return function(connection)
         except sa.exc.IntegrityError:
-            raise _TakenError from None
+            raise
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise StoreUnavailableError(f"{self._where()} failed: {self._reason(error)}") from None
+            url = self._url.set(query={}).render_as_string()  # with its password masked
+            raise StoreUnavailableError(
+                f"the database of posthog_jobs_storage_url ({url}) failed: {self._reason(error)}"
+            ) from None
 
     def _connected(self) -> sa.Engine:
         """Return this process' engine, with the table made."""
@@ -162,10 +158,6 @@ class SQLStorage:
             if not sa.inspect(engine).has_table(TABLE):
                 raise
 
-    def _where(self) -> str:
-        url = self._url.set(query={}).render_as_string()  # with its password masked
-        return f"the database of posthog_jobs_storage_url ({url})"
-
     def _reason(self, error: BaseException) -> str:
         """Return what the driver says, if it is about the connection: else it may show values."""
         cause = getattr(error, "orig", None) or error
@@ -174,10 +166,6 @@ class SQLStorage:
         said = " ".join(str(cause).split())
         password = self._url.password
         return f"{type(cause).__name__}: {said.replace(password, '***') if password else said}"
-
-
-class _TakenError(Exception):
-    """Another process has inserted the row first."""
 
 
 def _row_id(app_id: str, key: str) -> str:
@@ -191,8 +179,8 @@ def _checked(text: str) -> sa.URL:
         url.get_dialect().import_dbapi()
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ValueError):
         raise ConfigurationError(
-            "posthog_jobs_storage_url is no URL of a database that SQLAlchemy knows; use one such "
-            "as postgresql+psycopg://user:password@host/database or sqlite:////var/lib/jobs.db"
+            "posthog_jobs_storage_url is not the URL of a database that SQLAlchemy knows; use one "
+            "such as postgresql+psycopg://user:password@host/database or sqlite:////var/lib/jobs.db"
         ) from None
     except ImportError as error:
         raise ConfigurationError(

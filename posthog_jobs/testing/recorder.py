@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from unittest.mock import ANY
 
@@ -9,7 +10,7 @@ from posthog_jobs.jobs.due import due_at, due_in
 from posthog_jobs.jobs.message import ABSENT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from posthog_jobs.errors import Number
@@ -58,7 +59,7 @@ class JobsRecorder:
 
         Raises:
             AssertionError: there is none; the message lists what is scheduled.
-            DurationError, NaiveDatetimeError: `in_` or `at` is none.
+            DurationError, NaiveDatetimeError: `in_` or `at` cannot be.
         """
         __tracebackhide__ = True
         wanted = self._wanted(name, payload, in_, at, key)
@@ -106,28 +107,24 @@ class JobsRecorder:
     ) -> dict[str, Any]:
         if in_ is not None and at is not None:
             raise TypeError("say either in_ or at, not both")
-        due: object = ANY
         now = self._schedule.now()
+        due: object = ANY if at is None else due_at(at, now=now, call="at")
         if in_ is not None:
             due = due_in(*in_, now=now)
-        elif at is not None:
-            due = due_at(at, now=now, call="at")
         return {"name": name, "payload": payload, "due": due, "key": key}
 
-    def _fail(self, what: str, wanted: dict[str, Any] | None = None) -> NoReturn:
+    def _fail(self, what: str, wanted: Mapping[str, Any] = MappingProxyType({})) -> NoReturn:
         __tracebackhide__ = True
-        jobs = self.scheduled
         lines = []
-        least = min((len(_differing(job, wanted)) for job in jobs), default=0) if wanted else 0
-        for job in jobs:
-            differing = _differing(job, wanted) if wanted else []
-            near = differing and len(differing) == least and "name" not in differing
-            mark = f"   <- differs in {', '.join(differing)}" if near else ""
-            fields = {"name": job.name, "payload": job.payload, "due": job.due, "key": job.key}
-            lines.append(f"\n  {self._shown(fields)}{mark}")
+        differing = [_differing(job, wanted) for job in self.scheduled]
+        least = min(map(len, differing), default=0)
+        for job, fields in zip(self.scheduled, differing, strict=True):
+            near = fields and len(fields) == least and "name" not in fields
+            mark = f"   <- differs in {', '.join(fields)}" if near else ""
+            lines.append(f"\n  {self._shown(_fields(job))}{mark}")
         raise AssertionError(f"{what}\nscheduled: {''.join(lines) or 'nothing'}")
 
-    def _shown(self, fields: dict[str, Any]) -> str:
+    def _shown(self, fields: Mapping[str, Any]) -> str:
         shown = [str(fields["name"])]
         if fields["payload"] is ABSENT:
             shown.append("without payload")
@@ -141,6 +138,11 @@ class JobsRecorder:
         return ", ".join(shown)
 
 
-def _differing(job: ScheduledJob, wanted: dict[str, Any]) -> list[str]:
+def _fields(job: ScheduledJob) -> dict[str, Any]:
+    return {"name": job.name, "payload": job.payload, "due": job.due, "key": job.key}
+
+
+def _differing(job: ScheduledJob, wanted: Mapping[str, Any]) -> list[str]:
     """Return the fields in which a job is not what is wanted."""
-    return [field for field, value in wanted.items() if value != getattr(job, field)]
+    fields = _fields(job)
+    return [field for field, value in wanted.items() if value != fields[field]]

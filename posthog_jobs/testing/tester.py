@@ -87,8 +87,8 @@ class AppTester:
             now: what the clock shows, an aware datetime; None for the present.
 
         Raises:
-            AppLoadError: it is no app; the message says why, and what to do.
-            ConfigurationError: the app id or the team is none.
+            AppLoadError: it is not an app; the message says why, and what to do.
+            ConfigurationError: the app id or the team cannot be one.
         """
         self._app_id: Final = app_id
         self.clock: Final = Clock(now)
@@ -155,7 +155,8 @@ class AppTester:
             The event that came out, checked, or None if the hook dropped it.
 
         Raises:
-            EventError, PayloadError: it is no event of the app's team, or what came out is none.
+            EventError, PayloadError: it is not an event of the app's team, or what came out is
+                not an event.
             Exception: what the hook raised.
         """
         meta, hook = self.setup(), self._hook("process_event")
@@ -175,7 +176,7 @@ class AppTester:
         As in a worker, where it is run again after 5, 10, 20, 40 and 80 s: `run_due` does that.
 
         Raises:
-            EventError, PayloadError: it is no event of the app's team.
+            EventError, PayloadError: it is not an event of the app's team.
             Exception: what the hook raised.
         """
         self._run_with_retries("on_event", self._event(event))
@@ -190,7 +191,7 @@ class AppTester:
         As in a worker, where it is run again after 6, 12, 24 … s: `run_due` does that.
 
         Raises:
-            EventError, PayloadError: one is no event of the app's team.
+            EventError, PayloadError: one is not an event of the app's team.
             Exception: what the hook raised.
         """
         self._run_with_retries("export_events", [self._event(each) for each in events])
@@ -228,7 +229,7 @@ class AppTester:
             Exception: what a job raised.
             RetriesExhaustedError: it raised `RetryError` at each attempt.
             PostHogJobsError: jobs trigger each other at one instant without an end.
-            DurationError: `after` is no duration.
+            DurationError: `after` is not a duration.
         """
         self.setup()
         end = self.clock.now if after is None else due_in(*after, now=self.clock.now)

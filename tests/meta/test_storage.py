@@ -256,8 +256,8 @@ def test_many_begin_at_once(redis: RedisProcess, storage_url: str | None) -> Non
     ("url", "message"),
     [
         ("mysql://bob:hunter2@host", "names the driver 'mysql'"),
-        ("nothing://bob:hunter2@host/db", "no URL of a database that SQLAlchemy knows"),
-        ("postgresql+psycopg://bob:hunter2@host:port/db", "no URL of a database"),
+        ("nothing://bob:hunter2@host/db", "not the URL of a database that SQLAlchemy knows"),
+        ("postgresql+psycopg://bob:hunter2@host:port/db", "not the URL of a database"),
         ("sqlite://", "in memory, which keeps nothing"),
         ("sqlite:///:memory:", "in memory, which keeps nothing"),
         ("sqlite+pysqlite:///file:x?mode=memory&uri=true", "in memory, which keeps nothing"),
@@ -274,10 +274,12 @@ def test_urls_that_cannot_work(redis: RedisProcess, url: str, message: str) -> N
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings: without SQLAlchemy a storage URL is refused with what to install."""
-    monkeypatch.setattr(sql_storage, "sa", None)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    monkeypatch.delitem(sys.modules, "posthog_jobs.meta.sql_storage")
+    app = PostHogJobs(config_source={"posthog_jobs_storage_url": "sqlite:///storage.db"})
 
     with pytest.raises(ConfigurationError, match=r"pip install 'posthog-jobs\[sql\]'"):
-        SQLStorage("sqlite:///storage.db")
+        assert app.runtime
 
 
 def test_a_database_that_is_away(tmp_path: Path) -> None:
