@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.config import ConfigField
+from posthog_jobs.errors import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,19 +64,15 @@ def _number(
     value = config.get(field)
     if value is None or value == "":  # a form's empty field
         return default
-    number = math.nan
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = math.nan
-    if math.isnan(number):
-        wrong.append(f"{field} is no number; use one from {least} to {most}")
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    if not is_number(value, -math.inf, math.inf):
+        wrong.append(f"{field} is not a number; use one from {least} to {most}")
         return default
-    if not least <= number <= most:
+    if not least <= value <= most:
         wrong.append(f"{field} is out of range; use {least} to {most}")
-        return min(max(number, least), most)
-    return number
+    return min(max(value, least), most)
 
 
 def _names(config: Mapping[str, Any], field: str, wrong: list[str]) -> frozenset[str]:

@@ -3,65 +3,66 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from posthog_jobs.errors import AppSetupError, RetryError, StoreUnavailableError
-from posthog_jobs.jobs.execution import call, in_worker
+from posthog_jobs.jobs.execution import after_fork, call, in_worker
 from posthog_jobs.jobs.retry import LOAD_AGAIN, ON_SETUP_RETRY, delay_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from posthog_jobs.apps.installation import Installation
-    from posthog_jobs.meta.meta import Meta
 
 logger = logging.getLogger(__name__)
+
+#: What an installation's hooks and jobs are called with, its `meta`.
+M = TypeVar("M")
 
 #: Seconds, from its begin, that all wait for the `setup_plugin` that one of them runs, or for the
 #: `teardown_plugin` of the version before; an app that blocks there shall not fill the pool.
 PATIENCE: Final = 10.0
 
 
-class _Readiness:
+@dataclass(slots=True, eq=False)
+class _Readiness(Generic[M]):
     """How far one version of an installation has come in this process."""
 
-    __slots__ = (
-        "attempts",
-        "began",
-        "error",
-        "installation",
-        "is_retired",
-        "lock",
-        "meta",
-        "not_before",
-        "ready",
-        "setting_up",
-        "users",
-    )
+    installation: Installation
+    meta: M
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    ready: bool = False
+    began: float | None = None  # while `setup_plugin` runs
+    attempts: int = 0
+    not_before: float = 0.0
+    error: AppSetupError | None = None
+    users: int = 0
+    is_retired: bool = False
 
-    def __init__(self, installation: Installation, meta: Meta) -> None:
-        self.installation: Final = installation
-        self.meta: Final = meta
-        self.lock: Final = threading.RLock()
-        self.ready = False
-        self.setting_up = False
-        self.began: float | None = None
-        self.attempts = 0
-        self.not_before = 0.0
-        self.error: AppSetupError | None = None
-        self.users = 0
-        self.is_retired = False
+    def run_teardown(self) -> None:
+        """Run `teardown_plugin`, if there is one; a failing one is logged."""
+        teardown = self.installation.definition.hooks.get("teardown_plugin")
+        if teardown is None:
+            return
+        token = in_worker.set(True)  # an app that exits ends nothing but its own hook
+        try:
+            call(teardown, self.meta)
+        except Exception:
+            logger.exception("teardown_plugin of app id %r failed", self.installation.id)
+        finally:
+            in_worker.reset(token)
 
 
-class Lifecycle:
+class Lifecycle(Generic[M]):
     """The installations that were made ready in this process."""
 
     __slots__ = (
+        "__weakref__",
         "_after_end",
         "_before_end",
         "_build",
@@ -69,14 +70,13 @@ class Lifecycle:
         "_is_current",
         "_known",
         "_lock",
-        "_pid",
     )
 
     def __init__(
         self,
-        build: Callable[[Installation], Meta],
+        build: Callable[[Installation], M],
         is_current: Callable[[Installation], bool] = lambda _: True,
-        before_end: Callable[[Installation, Meta], None] = lambda *_: None,
+        before_end: Callable[[Installation, M], None] = lambda *_: None,
         after_end: Callable[[Installation], None] = lambda _: None,
     ) -> None:
         """Nothing runs until `hold` or `meta` is asked for a meta.
@@ -92,11 +92,11 @@ class Lifecycle:
         self._before_end: Final = before_end
         self._after_end: Final = after_end
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, int], _Readiness] = {}
+        self._known: dict[tuple[str, int], _Readiness[M]] = {}
         self._ending: dict[str, threading.Thread] = {}
-        self._pid = os.getpid()
+        after_fork(self._forget_parent)
 
-    def meta(self, installation: Installation, *, set_up: bool = True) -> Meta:
+    def meta(self, installation: Installation, *, set_up: bool = True) -> M:
         """Return the installation's meta, after its `setup_plugin` has run.
 
         Args:
@@ -107,17 +107,15 @@ class Lifecycle:
             AppSetupError: `setup_plugin` failed, for good or for now.
         """
         readiness = self._known.get((installation.id, installation.version))
-        if readiness is not None and not set_up and self._pid == os.getpid():
+        if readiness is not None and (readiness.ready or not set_up):
             return readiness.meta
-        readiness = self._taken(installation)
-        try:
-            if set_up and not readiness.ready:
-                self._make_ready(readiness)
-            return readiness.meta
-        finally:
-            self._release(readiness)
+        meta, release = self.hold(installation, set_up=set_up)
+        release()
+        return meta
 
-    def hold(self, installation: Installation) -> tuple[Meta, Callable[[], None]]:
+    def hold(
+        self, installation: Installation, *, set_up: bool = True
+    ) -> tuple[M, Callable[[], None]]:
         """Return the installation's meta, set up, and what lets go of it.
 
         Until then there is no `teardown_plugin`, though the installation be changed or removed.
@@ -126,7 +124,7 @@ class Lifecycle:
             AppSetupError: `setup_plugin` failed, for good or for now.
         """
         readiness = self._taken(installation)
-        if not readiness.ready:
+        if set_up and not readiness.ready:
             try:
                 self._make_ready(readiness)
             except BaseException:
@@ -135,25 +133,19 @@ class Lifecycle:
         return readiness.meta, partial(self._release, readiness)
 
     @contextmanager
-    def holding(self) -> Iterator[Callable[[Installation], Meta]]:
+    def holding(self) -> Iterator[Callable[[Installation], M]]:
         """Give what returns the metas of installations, and let go of them all at the end."""
-        releases: list[Callable[[], None]] = []
+        with ExitStack() as releases:
 
-        def meta(installation: Installation) -> Meta:
-            held, release = self.hold(installation)
-            releases.append(release)
-            return held
+            def meta(installation: Installation) -> M:
+                held, release = self.hold(installation)
+                releases.callback(release)
+                return held
 
-        try:
             yield meta
-        finally:
-            for release in releases:
-                release()
 
     def retire(self, installation: Installation) -> None:
         """End an installation that was changed or removed, when nothing runs with it any more."""
-        if self._pid != os.getpid():
-            self._forget_parent()
         with self._lock:
             readiness = self._known.pop((installation.id, installation.version), None)
             if readiness is None:
@@ -165,18 +157,14 @@ class Lifecycle:
 
     def tear_down(self) -> None:
         """Run `teardown_plugin` of all that were set up here; a failing one is logged."""
-        if self._pid != os.getpid():
-            return
         known, self._known = self._known, {}
         for readiness in known.values():
             if readiness.ready:
-                _run_teardown(readiness)
+                readiness.run_teardown()
         for thread in list(self._ending.values()):
             thread.join()
 
-    def _taken(self, installation: Installation) -> _Readiness:
-        if self._pid != os.getpid():
-            self._forget_parent()
+    def _taken(self, installation: Installation) -> _Readiness[M]:
         key = (installation.id, installation.version)
         with self._lock:
             readiness = self._known.get(key)
@@ -189,20 +177,20 @@ class Lifecycle:
             readiness.users += 1
         return readiness
 
-    def _release(self, readiness: _Readiness) -> None:
+    def _release(self, readiness: _Readiness[M]) -> None:
         with self._lock:
             readiness.users -= 1
             is_over = readiness.is_retired and readiness.users == 0
         if is_over:
             self._end(readiness)
 
-    def _make_ready(self, readiness: _Readiness) -> None:
+    def _make_ready(self, readiness: _Readiness[M]) -> None:
         # since its begin: or each event would wait so long for an app that blocks there
         began = readiness.began
         waited = 0.0 if began is None else monotonic() - began
         if not readiness.lock.acquire(timeout=max(0.0, PATIENCE - waited)):
             raise AppSetupError(
-                f"setup_plugin of app id {readiness.meta.app_id!r} still runs for another job "
+                f"setup_plugin of app id {readiness.installation.id!r} still runs for another job "
                 f"after {PATIENCE:g} s, and nothing else of the app runs before its end; see what "
                 "it waits for"
             )
@@ -212,24 +200,24 @@ class Lifecycle:
         finally:
             readiness.lock.release()
 
-    def _set_up(self, readiness: _Readiness) -> None:
-        setup = readiness.installation.definition.hooks.get("setup_plugin")
-        if setup is None:
+    def _set_up(self, readiness: _Readiness[M]) -> None:
+        app_id, hooks = readiness.installation.id, readiness.installation.definition.hooks
+        if "setup_plugin" not in hooks:
             readiness.ready = True
             return
-        if readiness.setting_up:  # it sends an event through its own hooks, for one
+        if readiness.began is not None:  # it sends an event through its own hooks, for one
             raise AppSetupError(
-                f"setup_plugin of app id {readiness.meta.app_id!r} is still running, and nothing "
-                "else of the app runs before its end"
+                f"setup_plugin of app id {app_id!r} is still running, and nothing else of the app "
+                "runs before its end"
             )
         if readiness.error is not None and monotonic() < readiness.not_before:
             raise readiness.error.with_traceback(None)  # it is raised many times
-        ending = self._ending.get(readiness.meta.app_id)
+        ending = self._ending.get(app_id)
         if ending is not None:  # both may want the same port, file or account
             ending.join(PATIENCE)
-        readiness.setting_up, readiness.began = True, monotonic()
+        readiness.began = monotonic()
         try:
-            call(setup, readiness.meta)
+            call(hooks["setup_plugin"], readiness.meta)
         except Exception as error:
             delay = None
             if isinstance(error, RetryError | StoreUnavailableError):
@@ -237,7 +225,7 @@ class Lifecycle:
                 policy = ON_SETUP_RETRY if isinstance(error, RetryError) else LOAD_AGAIN
                 delay = delay_after(error, policy, readiness.attempts)
                 readiness.attempts += 1
-            what = f"setup_plugin of app id {readiness.meta.app_id!r} raised {type(error).__name__}"
+            what = f"setup_plugin of app id {app_id!r} raised {type(error).__name__}"
             outlook = (
                 "the app is marked failed in this process; mend it and restart"
                 if delay is None
@@ -249,14 +237,14 @@ class Lifecycle:
             readiness.error.final = delay is None
             raise readiness.error from error
         finally:
-            readiness.setting_up, readiness.began = False, None
+            readiness.began = None
         readiness.ready, readiness.error = True, None
 
-    def _end(self, readiness: _Readiness) -> None:
+    def _end(self, readiness: _Readiness[M]) -> None:
         """Export the rest and run `teardown_plugin`, on a thread: app code may block."""
         if not readiness.ready:
             return
-        app_id = readiness.meta.app_id
+        app_id = readiness.installation.id
 
         def end() -> None:
             in_worker.set(True)  # an app that exits ends nothing but its own hook
@@ -265,7 +253,7 @@ class Lifecycle:
             except Exception:
                 logger.exception("what app id %r buffers stays there", app_id)
             try:
-                _run_teardown(readiness)
+                readiness.run_teardown()
                 self._after_end(readiness.installation)
             except Exception:
                 logger.exception("what app id %r has kept may stay", app_id)
@@ -280,16 +268,3 @@ class Lifecycle:
     def _forget_parent(self) -> None:
         # a fork has none of its parent's connections or threads
         self._lock, self._known, self._ending = threading.Lock(), {}, {}
-        self._pid = os.getpid()
-
-
-def _run_teardown(readiness: _Readiness) -> None:
-    teardown = readiness.installation.definition.hooks.get("teardown_plugin")
-    if teardown is not None:
-        token = in_worker.set(True)  # an app that exits ends nothing but its own hook
-        try:
-            call(teardown, readiness.meta)
-        except Exception:
-            logger.exception("teardown_plugin of app id %r failed", readiness.meta.app_id)
-        finally:
-            in_worker.reset(token)

@@ -20,8 +20,6 @@ from posthog_jobs.apps.manifest import FILE, NO_MANIFEST, Manifest
 from posthog_jobs.errors import AppLoadError
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from posthog_jobs.apps.definition import AppDefinition
 
 #: What the `main` of PostHog's own apps ends with.
@@ -88,14 +86,15 @@ def _load_module(name: str) -> AppDefinition:
                 "folder on PYTHONPATH"
             ) from None
         raise _import_failed(name, error) from error
-    except KeyboardInterrupt:
+    except (AppLoadError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise _import_failed(name, error) from error
     manifest = NO_MANIFEST
     if module.__file__:
         file = Path(module.__file__)
-        manifest = _manifest(file.parent) if _is_package(module) else _manifest_of(file)
+        is_package = hasattr(module, "__path__")
+        manifest = _manifest(file.parent) if is_package else _manifest_of(file)
     app_name = _app_name(manifest, name.rpartition(".")[2], name)
     return define_app(app_name, name, vars(module), manifest)
 
@@ -109,8 +108,8 @@ def _load_path(source: str, path: Path) -> AppDefinition:
         main = path / ("__init__.py" if manifest.main is None else manifest.main)
     if main.suffix in _JAVASCRIPT:
         raise AppLoadError(
-            f'{str(main)!r} is no Python file; port the app, and name its Python file as "main" in '
-            f"its {FILE}"
+            f'{str(main)!r} is not a Python file; port the app, and name its Python file as "main" '
+            f"in its {FILE}"
         )
     if not main.is_file() or path.resolve() not in (main.resolve(), *main.resolve().parents):
         raise AppLoadError(
@@ -124,7 +123,7 @@ def _load_path(source: str, path: Path) -> AppDefinition:
         module_name, main, submodule_search_locations=[str(path)] if path.is_dir() else None
     )
     if spec is None or spec.loader is None:
-        raise AppLoadError(f"{str(main)!r} is no Python file; an app's file ends with .py")
+        raise AppLoadError(f"{str(main)!r} is not a Python file; an app's file ends with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
@@ -133,12 +132,9 @@ def _load_path(source: str, path: Path) -> AppDefinition:
         fallback = (path.name or path.resolve().name) if path.is_dir() else path.stem
         app_name = _app_name(manifest, fallback, source)
         return define_app(app_name, source, vars(module), manifest)
-    except AppLoadError:
-        del sys.modules[module_name]
-        raise
     except BaseException as error:
         del sys.modules[module_name]
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (AppLoadError, KeyboardInterrupt)):
             raise
         raise _import_failed(source, error) from error
 
@@ -186,13 +182,7 @@ def _app_name(manifest: Manifest, fallback: str, source: str) -> str:
     return name
 
 
-def _is_package(module: ModuleType) -> bool:
-    return hasattr(module, "__path__")
-
-
 def _import_failed(source: str, error: BaseException) -> AppLoadError:
-    if isinstance(error, AppLoadError):
-        return error
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
         place = f" ({error.filename}:{error.lineno})"

@@ -7,24 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.apps.config import OPEN, ConfigSchema, check_type, checked_keys, is_empty
 from posthog_jobs.errors import AppLoadError, JobCallError, did_you_mean, is_number
 
-FILE: Final = "plugin.json"
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-#: Type of a field → what a message asks for.
-TYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "string": 'a string, such as "abc"',
-        "boolean": "true or false",
-        "json": "any JSON",
-        "number": "a number, such as 5",
-        "date": 'a date or time in ISO 8601, such as "2030-01-31" or "2030-01-31T12:00:00Z"',
-        "daterange": 'the first and the last date, such as ["2030-01-01", "2030-01-31"]',
-    }
-)
+FILE: Final = "plugin.json"
 
 #: Key of a payload field's declaration → the type of its value. PostHog knows these.
 KEYS: Final[Mapping[str, type]] = {
@@ -33,6 +24,37 @@ KEYS: Final[Mapping[str, type]] = {
     "required": bool,
     "default": object,
     "staff_only": bool,  # only PostHog's own pages look at it
+}
+
+
+def _moment(value: object) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _is_range(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004  # first and last
+        return False
+    first, last = map(_moment, value)
+    return first is not None and last is not None and first <= last
+
+
+#: Type of a payload's field → what a message asks for, and what tells whether a value is of it.
+TYPES: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
+    "string": ('a string, such as "abc"', lambda value: isinstance(value, str)),
+    "boolean": ("true or false", lambda value: isinstance(value, bool)),
+    "json": ("any JSON", lambda _: True),
+    "number": ("a number, such as 5", is_number),
+    "date": (
+        'a date or time in ISO 8601, such as "2030-01-31" or "2030-01-31T12:00:00Z"',
+        lambda value: _moment(value) is not None,
+    ),
+    "daterange": ('the first and the last date, such as ["2030-01-01", "2030-01-31"]', _is_range),
 }
 
 
@@ -64,23 +86,12 @@ class PayloadField:
         check_type(given.setdefault("type", None), TYPES, where)
         field = cls(**given)
         if not is_empty(field.default) and not field.takes(field.default):
-            raise AppLoadError(f"{where}: the default is not {TYPES[field.type]}; mend it")
+            raise AppLoadError(f"{where}: the default is not {TYPES[field.type][0]}; mend it")
         return field
 
     def takes(self, value: object) -> bool:
         """Tell whether a value that is not empty is of the field's type."""
-        match self.type:
-            case "string":
-                return isinstance(value, str)
-            case "boolean":
-                return isinstance(value, bool)
-            case "number":
-                return is_number(value)
-            case "date":
-                return _moment(value) is not None
-            case "daterange":
-                return _is_range(value)
-        return True
+        return TYPES[self.type][1](value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +163,12 @@ class PublicJob:
                 value = copy.deepcopy(declared.default)
             if is_empty(value) and declared.required:
                 raise JobCallError(
-                    f"{what} lacks the required field {key!r}; add it: {TYPES[declared.type]}"
+                    f"{what} lacks the required field {key!r}; add it: {TYPES[declared.type][0]}"
                 )
             if not is_empty(value) and not declared.takes(value):
                 raise JobCallError(
                     f"{what}: {key!r} is of type {type(value).__name__} or out of range; make it "
-                    f"{TYPES[declared.type]}"
+                    f"{TYPES[declared.type][0]}"
                 )
             if value is not None or key in payload:
                 checked[key] = value
@@ -218,20 +229,3 @@ class Manifest:
 
 #: Of an app without the file.
 NO_MANIFEST: Final = Manifest()
-
-
-def _moment(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _is_range(value: object) -> bool:
-    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004  # first and last
-        return False
-    first, last = map(_moment, value)
-    return first is not None and last is not None and first <= last

@@ -39,13 +39,18 @@ def test_given() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected", "sentence"),
     [
-        ("exportEventsBufferBytes", "abc", 1024 * 1024, "is no number; use one from 1 to 10485760"),
-        ("exportEventsBufferBytes", True, 1024 * 1024, "is no number"),
-        ("exportEventsBufferBytes", [1], 1024 * 1024, "is no number"),
-        ("exportEventsBufferBytes", "nan", 1024 * 1024, "is no number"),
+        (
+            "exportEventsBufferBytes",
+            "abc",
+            1024 * 1024,
+            "is not a number; use one from 1 to 10",
+        ),
+        ("exportEventsBufferBytes", True, 1024 * 1024, "is not a number"),
+        ("exportEventsBufferBytes", [1], 1024 * 1024, "is not a number"),
+        ("exportEventsBufferBytes", "nan", 1024 * 1024, "is not a number"),
         ("exportEventsBufferBytes", 0, 1, "is out of range; use 1 to 10485760"),
         ("exportEventsBufferBytes", "inf", 10485760, "is out of range"),
-        ("exportEventsBufferBytes", 10**400, 1024 * 1024, "is no number"),
+        ("exportEventsBufferBytes", 10**400, 10485760, "is out of range"),
         ("exportEventsBufferSeconds", "0", 1, "is out of range; use 1 to 600"),
         ("exportEventsBufferSeconds", 3600, 600, "is out of range; use 1 to 600"),
     ],

@@ -203,7 +203,7 @@ def test_a_main_that_is_no_file_of_the_folder(tmp_path: Path, main: str) -> None
         ('{"name": ""}', r"'' gives no app name for tasks; .*starting with a letter"),
         ('{"name": "9 lives"}', r"'9 lives' gives no app name"),
         (json.dumps({"name": "x" * 201}), r"gives no app name.*up to 200"),
-        ('{"main": "index.js"}', r"index\.js' is no Python file"),
+        ('{"main": "index.js"}', r"index\.js' is not a Python file"),
     ],
 )
 def test_manifests_that_say_nothing_usable(tmp_path: Path, manifest: str, message: str) -> None:

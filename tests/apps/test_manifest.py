@@ -273,7 +273,7 @@ def test_a_ported_app(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where `main` is still JavaScript, one is told to name the Python file."""
     app = folder(tmp_path / "app", {"main": "index.js", "config": []}, JOB, "hooks.py")
 
-    with pytest.raises(AppLoadError, match=r"index\.js' is no Python file; port the app, and name"):
+    with pytest.raises(AppLoadError, match=r"index\.js' is not a Python file; port the app, and"):
         load_app(str(app))
     with caplog.at_level(logging.WARNING):
         load_app(str(app / "hooks.py"))
