@@ -121,16 +121,14 @@ class ConfigField:
             given["choices"] = _choices(choices, where, secret=bool(given.get("secret")))
         for key in given.keys() & {"required_if", "visible_if"}:
             given[key] = tuple(_condition(part, f"{where}: {key!r}") for part in given[key])
-        default = given.pop("default", None)
         field = cls(**given)
-        if is_empty(default):
+        if is_empty(field.default):
             # as in PostHog, so that an app need not ask whether a text is there
-            return replace(field, default=default) if kind == "string" else field
+            return field if kind == "string" else replace(field, default=None)
         try:
-            default = field.checked(default, f"{where}: the default")
+            return replace(field, default=field.checked(field.default, f"{where}: the default"))
         except AppConfigError as error:
             raise AppLoadError(str(error)) from None
-        return replace(field, default=default)
 
     def checked(self, value: object, what: str) -> Any:
         """Return a value as the app's config holds it.
@@ -242,7 +240,7 @@ class ConfigSchema:
 
         Secrets are `MASK`, attachments `<file_name, N bytes>`.
         """
-        return {str(key): self._shown(key, value) for key, value in config.items()}
+        return {key: self._shown(key, value) for key, value in config.items()}
 
     def merge(self, old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return a config with some of its fields changed; it is not checked.
@@ -300,8 +298,8 @@ class ConfigSchema:
             return value
         return copy.deepcopy(declared.checked(value, f"config field {key!r}"))
 
-    def _shown(self, key: object, value: Any) -> Any:
-        declared = self.fields.get(key) if isinstance(key, str) else None
+    def _shown(self, key: str, value: Any) -> Any:
+        declared = self.fields.get(key)
         if declared is None:
             return masked(key, value)
         if declared.type == "attachment" and not is_empty(value):

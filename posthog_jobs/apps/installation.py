@@ -239,8 +239,7 @@ class Installations:
         if "export_events" in definition.hooks:
             _, wrong = ExportOptions.of(installation.config)
             if wrong:  # one that is installed goes on with what can be
-                field_name, _, what = wrong[0].partition(" ")
-                raise AppConfigError(f"config field {field_name!r} {what}")
+                raise AppConfigError(f"config field {wrong[0]}")
         return InstalledApp(entry=entry, installation=installation)
 
     @property
@@ -373,14 +372,8 @@ def read_entry(app_id: object, said: object, *, default_team_id: int, where: str
             )
     if not said.get("module"):
         raise ConfigurationError(f'{where} names no module; add "module": "package.module"')
-    return AppEntry(
-        id=app_id,
-        module=said["module"],
-        config=copy.deepcopy(dict(said.get("config", {}))),
-        team_id=said.get("team_id", default_team_id),
-        enabled=said.get("enabled", True),
-        order=said.get("order", 0),
-    )
+    config = copy.deepcopy(dict(said.get("config", {})))
+    return AppEntry(id=app_id, **{"team_id": default_team_id, **said, "config": config})
 
 
 def _loaded(

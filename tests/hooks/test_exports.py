@@ -268,7 +268,7 @@ def test_a_config_that_is_wrong(
     exporter.add(event(2), [wrong])
 
     assert len(caplog.records) == 1
-    assert "the config of app id 'one': exportEventsBufferBytes is no number; use" in caplog.text
+    assert "the config of app id 'one': exportEventsBufferBytes is not a number; use" in caplog.text
     assert sender.exported == [("flush", "one", 10.0)]
     exporter.add(event(3), [replace(exporting(exportEventsBufferBytes=1), version=2)])
     assert flushes(sender) == [10.0, 0.0]

@@ -251,7 +251,7 @@ def test_purge(idle_app: PostHogJobs, apps: Apps) -> None:
         (
             {"module": "tests.samples.exporter", "config": {"exportEventsBufferSeconds": "soon"}},
             AppConfigError,
-            "config field 'exportEventsBufferSeconds' is no number; use one from 1 to 600",
+            "config field exportEventsBufferSeconds is not a number; use one from 1 to 600",
         ),
         ({"config": {"token": MASK}}, AppConfigError, "'token' is a mask, but has no value that"),
         ({"module": "tests.samples.raises"}, AppLoadError, "importing 'tests.samples.raises'"),
