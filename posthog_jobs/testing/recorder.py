@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
-from unittest.mock import ANY
 
 from posthog_jobs.jobs.due import due_at, due_in
 from posthog_jobs.jobs.message import ABSENT
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
 
     from posthog_jobs.errors import Number
     from posthog_jobs.testing.schedule import FailedJob, MemorySchedule, ScheduledJob
+
+
+#: Stands for what is not given; not `unittest.mock.ANY`, whose module takes long to import.
+_ANY: Final = object()
 
 
 class JobsRecorder:
@@ -39,10 +42,10 @@ class JobsRecorder:
         self,
         name: str,
         *,
-        payload: object = ANY,
+        payload: object = _ANY,
         in_: tuple[Number, str] | None = None,
         at: datetime | None = None,
-        key: object = ANY,
+        key: object = _ANY,
     ) -> ScheduledJob:
         """Check that a job was triggered and has not run. What is not given may be anything.
 
@@ -72,10 +75,10 @@ class JobsRecorder:
         self,
         name: str,
         *,
-        payload: object = ANY,
+        payload: object = _ANY,
         in_: tuple[Number, str] | None = None,
         at: datetime | None = None,
-        key: object = ANY,
+        key: object = _ANY,
     ) -> None:
         """Check that no such job waits; arguments as for `assert_scheduled`.
 
@@ -108,10 +111,11 @@ class JobsRecorder:
         if in_ is not None and at is not None:
             raise TypeError("say either in_ or at, not both")
         now = self._schedule.now()
-        due: object = ANY if at is None else due_at(at, now=now, call="at")
+        due: object = _ANY if at is None else due_at(at, now=now, call="at")
         if in_ is not None:
             due = due_in(*in_, now=now)
-        return {"name": name, "payload": payload, "due": due, "key": key}
+        wanted = {"name": name, "payload": payload, "due": due, "key": key}
+        return {field: value for field, value in wanted.items() if value is not _ANY}
 
     def _fail(self, what: str, wanted: Mapping[str, Any] = MappingProxyType({})) -> NoReturn:
         __tracebackhide__ = True
@@ -126,14 +130,13 @@ class JobsRecorder:
 
     def _shown(self, fields: Mapping[str, Any]) -> str:
         shown = [str(fields["name"])]
-        if fields["payload"] is ABSENT:
-            shown.append("without payload")
-        elif fields["payload"] is not ANY:
-            shown.append(f"payload={fields['payload']!r}")
-        if fields["due"] is not ANY:
+        if "payload" in fields:
+            absent = fields["payload"] is ABSENT
+            shown.append("without payload" if absent else f"payload={fields['payload']!r}")
+        if "due" in fields:
             delay = fields["due"] - self._schedule.now()
             shown.append(f"due in {delay} at {fields['due'].isoformat()}")
-        if fields["key"] is not ANY and fields["key"] is not None:
+        if fields.get("key") is not None:
             shown.append(f"key={fields['key']!r}")
         return ", ".join(shown)
 
