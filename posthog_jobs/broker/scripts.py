@@ -55,6 +55,7 @@ def _escape(text: str) -> str:
     return "".join(char if char >= " " else f"\\{ord(char)}" for char in text)
 
 
+BIND: Final = Script("bind", ())
 ENQUEUE: Final = Script("enqueue", ())
 BUFFER_EXPORT: Final = Script("buffer_export", ())
 TAKE_EXPORT: Final = Script("take_export", ())

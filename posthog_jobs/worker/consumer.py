@@ -19,6 +19,7 @@ import posthog_jobs.worker.control  # noqa: F401  # registers what workers answe
 from posthog_jobs.apps.registry import INTERVAL
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
+from posthog_jobs.broker.transport import OPTION, WRITES
 from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.errors import (
@@ -163,8 +164,10 @@ class JobConsumer(Consumer):
         self.connection = connection  # with None, Celery's own steps log a traceback each
 
     def ensure_connected(self, conn: Connection) -> Connection:
-        """Connect, however long the broker is away; the log says so once, and when it is back."""
+        """Connect, however long the broker is away or refuses, and log that once, and its end."""
         conf = self.app.conf
+        if OPTION in conn.transport_options:
+            conn.transport_options[WRITES] = True
         retry = (
             conf.broker_connection_retry_on_startup
             if self.first_connection_attempt

@@ -126,7 +126,7 @@ def fail_once(payload: object, meta: Meta) -> None:
 def fail_at_gate(payload: str, meta: Meta) -> None:
     """Fail for now, as soon as there is a file of this name."""
     assert meta.job is not None
-    note(meta, "fail_at_gate", attempt=meta.job.attempt)
+    note(meta, "fail_at_gate", attempt=meta.job.attempt, gate=os.path.basename(payload))  # noqa: PTH119
     while not os.path.exists(payload):  # noqa: PTH110
         time.sleep(0.01)
     raise RetryError("not now")

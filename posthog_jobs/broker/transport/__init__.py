@@ -11,10 +11,12 @@ from typing import Final
 
 import kombu.transport
 
-__all__ = ["ALIASES", "OPTION", "install"]
+__all__ = ["ALIASES", "OPTION", "WRITES", "install"]
 
 #: The transport option that switches our behaviour on.
 OPTION: Final = "posthog_jobs"
+#: The transport option of a connection that counts as made once the server takes writes.
+WRITES: Final = "posthog_jobs_writes"
 
 #: kombu's URL schemes of Redis → our transport.
 ALIASES: Final = {

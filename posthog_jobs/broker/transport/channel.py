@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from contextlib import contextmanager
+from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from amqp.exceptions import RecoverableConnectionError
 from kombu.log import get_logger
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
@@ -20,7 +22,8 @@ from posthog_jobs.broker.transport.lease import Lease
 from posthog_jobs.broker.transport.line import Line
 from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.broker.transport.reader import Reader
-from posthog_jobs.broker.transport.sending import being_sent
+from posthog_jobs.broker.transport.refusals import tell_refusals
+from posthog_jobs.broker.transport.sending import attempting
 from posthog_jobs.broker.transport.writer import Writer
 
 if TYPE_CHECKING:
@@ -70,18 +73,27 @@ class DurableChannel(Base):
         self._no_ack_queues: set[str] = set()
         self._layout: tuple[Any, ...] = ()
         self._head_at: float | None = None
-        if (message := being_sent()) is not None:
-            message.check()  # before one more attempt to connect
-        try:
-            super().__init__(*args, **kwargs)
-        except Exception as error:
+        with attempting() as message:
             if message is not None:
-                message.failed(error)
-            raise
+                message.check()  # before one more attempt to connect
+            super().__init__(*args, **kwargs)
         self.keys = Keys(self.global_keyprefix)
         self.reader, self.writer = Reader(self), Writer(self)
 
     # -- clients ----------------------------------------------------------------------------
+
+    def _get_pool(self, *args: Any, **kwargs: Any) -> Any:
+        """Return connections that tell a refusal for now from other errors; all are made here.
+
+        Raises:
+            RecoverableConnectionError: this channel is closed, as that of a message whose queue was
+                declared over the next one: kombu sends it by that one, then.
+        """
+        if self.closed:
+            raise RecoverableConnectionError("the channel is closed")
+        pool = super()._get_pool(*args, **kwargs)
+        tell_refusals(pool)
+        return pool
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -112,6 +124,14 @@ class DurableChannel(Base):
             weakref.finalize(self, self._lease.close, ())
         return self._lease
 
+    def check_writes(self) -> None:
+        """See that the server takes writes; one that is full does, for workers free its memory.
+
+        Raises:
+            RefusedError: it does not, for now.
+        """
+        self.line.execute_command("ZREM", self.keys.leases, "")
+
     # -- publishing -------------------------------------------------------------------------
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
@@ -126,6 +146,28 @@ class DurableChannel(Base):
         else:
             for step in self.priority_steps:
                 batch.add("pexpire", self._q_for_pri(queue, step), self._expires[queue])
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Bind a queue, also where memory is full: kombu's own commands are refused there."""
+        if queue in self._expires:
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+            return
+        if self.typeof(exchange).type == "fanout":
+            self._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
+        sets = [self.keyprefix_queue % (exchange,), self.keyprefix_binding_permanent % (exchange,)]
+        binding = self.sep.join([routing_key or "", pattern or "", queue or ""])
+        with attempting():
+            scripts.BIND(self.line, [self.keys.queue(name) for name in sets], [binding])
+
+    def _size(self, queue: str) -> int:
+        """How many messages a queue has; a full server refuses the transaction that kombu uses."""
+        return sum(self.line.execute_command("LLEN", name) for name in self.lists_of(queue))
+
+    @cached_property
+    def _refresh_binding(self) -> Any:
+        """The script of kombu that binds a queue which expires, allowed as `bind.lua` is."""
+        text = f"redis.call('SREM', KEYS[1], ''){kombu_redis.REFRESH_BINDING}"
+        return self._create_client().register_script(text)
 
     # -- fetching ---------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError, ResponseError
 
+from posthog_jobs.broker.transport.refusals import RefusedError
+
 if TYPE_CHECKING:
     from redis import ConnectionPool
 
@@ -51,7 +53,8 @@ class Line:
             except ResponseError:  # an answer, too: the connection is whole
                 self.unanswered = False
                 raise
-            except BaseException:  # a reply may still be under way
+            except BaseException as error:  # a reply may still be under way
+                self.unanswered = self.unanswered and not isinstance(error, RefusedError)
                 connection.disconnect()
                 raise
             self._used, self.unanswered = monotonic(), False

@@ -101,6 +101,10 @@ class Poller(kombu_redis.MultiChannelPoller):
         finally:
             self._take_due_turns()
 
+    def on_poll_init(self, poller: Any) -> None:
+        """Take the event loop's poller; kombu also restores here, which a full server refuses."""
+        self.poller = poller
+
     def maybe_restore_messages(self) -> None:
         """Restore what stock workers left; what ours left is restored by every turn."""
         for channel in self._channels:

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import count
 from ssl import SSLEOFError, SSLError, SSLZeroReturnError
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, Self
 from uuid import uuid4
 
 from kombu.exceptions import OperationalError
-from redis.exceptions import (
-    AuthenticationError,
-    ClusterDownError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AuthenticationError, ResponseError
+
+from posthog_jobs.broker.transport.refusals import RefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from contextvars import Token
     from types import TracebackType
+
+
+#: Seconds before the next attempt after a refusal: how much longer from one to the next, at most.
+_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 1.0
 
 
 class Sending:
@@ -40,7 +42,17 @@ class Sending:
         unanswered: whether the broker may have it, since a command was sent and its reply is lost.
     """
 
-    __slots__ = ("_before", "_error", "_tried", "_until", "sender", "token", "unanswered")
+    __slots__ = (
+        "_before",
+        "_error",
+        "_has_paused",
+        "_pause",
+        "_tried",
+        "_until",
+        "sender",
+        "token",
+        "unanswered",
+    )
 
     _before: Token[Sending | None]
 
@@ -55,6 +67,7 @@ class Sending:
         self.token = str(next(_tokens))
         self._tried = False
         self._error: BaseException | None = None
+        self._has_paused, self._pause = False, 0.0
         self.unanswered = False
 
     def __enter__(self) -> Self:
@@ -84,11 +97,16 @@ class Sending:
     def check(self) -> None:
         """Raise SendingTimeoutError when the time for further attempts is over.
 
-        There is time for a first one, however long a busy process takes to come to it.
+        There is time for a first one, however long a busy process takes to come to it. Before one
+        that follows a refusal it waits: kombu itself waits only where it cannot connect.
         """
         is_further = self._tried or self._error is not None
         if is_further and monotonic() > self._until:
             raise SendingTimeoutError(str(self._error or "it did not answer in time"))
+        if isinstance(self._error, RefusedError) and not self._has_paused:
+            self._has_paused = True
+            self._pause = min(self._pause + _PAUSE, _LONGEST_PAUSE)
+            sleep(max(0.0, min(self._pause, self._until - monotonic())))
 
     def failed(self, error: BaseException) -> None:
         """Note why an attempt failed.
@@ -96,7 +114,7 @@ class Sending:
         Raises:
             SendingRefusedError: the next one would fail for the same reason.
         """
-        self._error = error
+        self._error, self._has_paused = error, False
         if _is_refusal(error):
             raise SendingRefusedError(str(error)) from error
 
@@ -117,12 +135,9 @@ def is_away(error: BaseException) -> bool:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    if isinstance(error, ResponseError):
-        # these pass when the server that has taken over is found
-        return not isinstance(error, ClusterDownError | ReadOnlyError | TryAgainError)
     # redis-py has an error of the handshake as the context of its own
     handshake = error.__cause__ or error.__context__
-    return isinstance(error, AuthenticationError) or (
+    return isinstance(error, AuthenticationError | ResponseError) or (
         # a server that goes down may do so in the middle of a handshake
         isinstance(handshake, SSLError)
         and not isinstance(handshake, SSLEOFError | SSLZeroReturnError)
@@ -151,6 +166,18 @@ def sending(seconds: float) -> AbstractContextManager[Sending]:
     """
     current = _current.get()
     return Sending(seconds) if current is None else nullcontext(current)
+
+
+@contextmanager
+def attempting() -> Iterator[Sending | None]:
+    """Make an attempt to send what this thread is sending now, if anything; note why it fails."""
+    message = being_sent()
+    try:
+        yield message
+    except BaseException as error:
+        if message is not None:
+            message.failed(error)
+        raise
 
 
 def being_sent() -> Sending | None:

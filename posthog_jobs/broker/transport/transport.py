@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from posthog_jobs.broker.redis import Keys, RedisServer
-from posthog_jobs.broker.transport import OPTION
+from posthog_jobs.broker.transport import OPTION, WRITES
 from posthog_jobs.broker.transport.channel import Channel, SentinelChannel
 from posthog_jobs.broker.transport.poller import Poller
 from posthog_jobs.errors import UnsupportedByBrokerError
@@ -34,6 +34,12 @@ class _Durable:
     """
 
     stock: type[Any]
+    #: The same as kombu's default, which it takes for a reason to try a second time at most.
+    recoverable_connection_errors = (
+        *kombu_redis.Transport.connection_errors,
+        *kombu_redis.Transport.channel_errors,
+    )
+    recoverable_channel_errors = ()
 
     def __new__(cls, client: Any, **kwargs: Any) -> Any:
         """Make ours or kombu's, as the connection's transport options say."""
@@ -44,6 +50,19 @@ class _Durable:
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)  # type: ignore[call-arg]
         self.cycle = Poller()
+
+    def establish_connection(self) -> Any:
+        """Connect, as kombu does, by making a channel; also see that it is of use, if asked to."""
+        connection = super().establish_connection()  # type: ignore[misc]
+        if self.client.transport_options.get(WRITES):  # type: ignore[attr-defined]
+            channel = self._avail_channels[-1]  # type: ignore[attr-defined]
+            try:
+                channel.check_writes()
+            except BaseException:
+                self._avail_channels.remove(channel)  # type: ignore[attr-defined]
+                channel.close()
+                raise
+        return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop poll, as kombu does, but register a socket with it only once."""

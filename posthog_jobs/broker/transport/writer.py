@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
-from posthog_jobs.broker.transport.sending import being_sent
+from posthog_jobs.broker.transport.sending import attempting
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.transport.channel import DurableChannel
@@ -88,15 +88,14 @@ class Writer:
 
     def _send(self, script: scripts.Script, keys: list[str], args: list[Any]) -> Any:
         """Run a script that takes a message once, also when its reply was lost before."""
-        line, message = self._channel.line, being_sent()
-        if message is not None:
+        line = self._channel.line
+        with attempting() as message:
+            if message is None:
+                return script(line, keys, args)
             again = message.attempt()
             keys = [*keys, self._channel.keys.sent(message.sender)]
             args = [*args, "sent", message.token, "1" if again else "0"]
-        try:
-            return script(line, keys, args)
-        except BaseException as error:
-            if message is not None:
+            try:
+                return script(line, keys, args)
+            finally:
                 message.unanswered = message.unanswered or line.unanswered
-                message.failed(error)
-            raise
