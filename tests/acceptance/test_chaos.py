@@ -16,7 +16,7 @@ from tests.chaos.ledger import account
 from tests.chaos.orders import Order, orders
 from tests.chaos.run import ChaosRun
 from tests.chaos.runs import Run, Send
-from tests.chaos.storm import SERVER, Hit, faults
+from tests.chaos.storm import REFUSALS, SERVER, Hit, faults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,20 +36,24 @@ def test_thirty_seconds_of_faults(tmp_path: Path) -> None:
         f"python -m tests.chaos --seconds 30 --rate 50 --seed {seed}\n{report}"
     )
     assert report.account.total("ran") > 0
-    assert {hit.kind for hit in report.hits} >= {"restart", "stop"}
+    assert {hit.kind for hit in report.hits} >= {"restart", "stop", *REFUSALS}
 
 
 def draw_seed() -> int:
-    """Draw a seed by which the server is restarted, and a worker that nothing has hit is stopped.
+    """Draw a seed by which all befalls the server, and a worker that nothing has hit is stopped.
 
     Both in the first two of three parts of the time, so that a slow machine comes to it.
     """
     while True:
         seed = random.SystemRandom().randrange(1_000_000)
         first: dict[str, Fault] = {}
+        servers: set[str] = set()
         for fault in faults(seed, 20):
             first.setdefault(fault.target, fault)
-        if SERVER in first and "stop" in {fault.kind for fault in first.values()}:
+            if fault.target == SERVER:
+                servers.add(fault.kind)
+        stops = "stop" in {fault.kind for fault in first.values()}
+        if stops and servers >= REFUSALS.keys() and servers & {"kill", "term"}:
             return seed
 
 

@@ -105,7 +105,14 @@ def _cut_off(first: Run, second: Run, hit: Hit) -> bool:
 
 
 #: Kind of fault → whether it explains a second start; the most exact rule comes first.
-_RULES: Final = {"kill": _killed, "hung": _killed, "stop": _stopped, "restart": _cut_off}
+_RULES: Final = {
+    "kill": _killed,
+    "hung": _killed,
+    "stop": _stopped,
+    "restart": _cut_off,
+    "refuse": _cut_off,
+    "full": _cut_off,
+}
 
 
 def _end(hit: Hit) -> float:

@@ -24,6 +24,8 @@ _COLORS: Final = {
     "term": "tab:orange",
     "stop": "tab:purple",
     "restart": "tab:blue",
+    "refuse": "tab:green",
+    "full": "tab:olive",
 }
 #: Seconds between two samples that belong together; the server was away in a longer gap.
 _GAP: Final = 1.5

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SERVER: Final = "server"
 
+#: What the server refuses with for a while: the setting that makes it do so; 0 ends it.
+REFUSALS: Final = {"refuse": ("min-replicas-to-write", "1"), "full": ("maxmemory", "1mb")}
+
 #: Seconds between two faults, in the mean.
 INTERVAL: Final = 2.5
 #: Seconds that a warm shutdown may take; billiard's children wait up to 30 s for each other.
@@ -33,8 +36,8 @@ class Fault:
     Attributes:
         at: seconds since the run began, or later if its target is not up then.
         target: a pool, or `server`.
-        kind: `kill`, `term` or `stop`.
-        seconds: how long a worker is stopped, or the server stays away.
+        kind: `kill`, `term` or `stop`; or one of `REFUSALS`.
+        seconds: how long a worker is stopped, or the server stays away or refuses.
         whole: whether it is the whole worker that is stopped, or its main process alone.
     """
 
@@ -51,7 +54,7 @@ class Hit:
 
     Attributes:
         kind: `kill`, `term` or `stop` of a worker, `hung` for the kill of one that did not end
-            when it was told to, or `restart` of the server.
+            when it was told to, or `restart` of the server, or what it refused with.
         target: pool, or `server`.
         group: process group of the worker.
         begin: seconds since the epoch.
@@ -80,6 +83,7 @@ def faults(seed: int, seconds: float) -> Iterator[Fault]:
                 hand += [(pool, "stop", draw.uniform(LEASE, 1.6 * LEASE))]
             away = draw.choice([draw.uniform(0, 1), draw.uniform(1, 3), draw.uniform(6, 7)])
             hand += [(SERVER, "kill", draw.uniform(0, 1)), (SERVER, "term", away)]
+            hand += [(SERVER, refusal, draw.uniform(0.5, 4)) for refusal in REFUSALS]
             draw.shuffle(hand)
         target, kind, length = hand.pop()
         whole = draw.choice([True, False])
@@ -167,8 +171,17 @@ class Storm:
             yield from self._until(self._began + fault.at)
             if self.is_over:
                 break
-            hit = Hit(kind="restart", target=SERVER, begin=time.time(), note=fault.kind)
+            refusal = REFUSALS.get(fault.kind)
+            kind = fault.kind if refusal else "restart"
+            hit = Hit(kind=kind, target=SERVER, begin=time.time(), note=fault.kind)
             self.hits.append(hit)
+            if refusal:
+                setting, value = refusal
+                self._site.patient_redis.config_set(setting, value)
+                yield from self._until(time.time() + fault.seconds)
+                self._site.patient_redis.config_set(setting, 0)
+                hit.end = time.time()
+                continue
             server.kill(f"SIG{fault.kind.upper()}")
             while server.status == "running":
                 yield
