@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -26,6 +27,9 @@ logger = get_logger(__name__)
 REPORT: Final = "posthog_jobs_report"
 
 _SAMPLES: Final = 3
+
+#: Celery leaves one in where the URL is of a unix socket, which kombu takes for the host.
+_PASSWORD: Final = re.compile(r"(://[^/@:\s]*:)[^@\s]+@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +70,24 @@ class WorkerReport:
         return cls(name=name, **{**values, "queues": tuple(values["queues"])})
 
 
+#: Celery leaves one in where the URL is of a unix socket, which kombu takes for the host.
+_PASSWORD: Final = re.compile(r"(://[^/@:\s]*:)[^@\s]+@")
+
+
+def without_passwords(value: Any) -> Any:
+    """Return what Celery tells of a connection without the passwords of the URLs in it."""
+    if isinstance(value, str):
+        return _PASSWORD.sub(r"\1**@", value)
+    if isinstance(value, dict):
+        return {key: without_passwords(part) for key, part in value.items()}
+    return [without_passwords(part) for part in value] if isinstance(value, list) else value
+
+
 @inspect_command()  # type: ignore[untyped-decorator]
 def stats(state: Any, **_: Any) -> dict[str, Any]:
     """Request worker statistics/information."""
     # transport options have passwords, such as those of Sentinel
-    found: dict[str, Any] = masked(None, state.consumer.controller.stats())
+    found: dict[str, Any] = masked(None, without_passwords(state.consumer.controller.stats()))
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from kombu import Connection
 
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import ConfigurationError
+from posthog_jobs.worker.control import without_passwords
 
 SECRET = "hunter2-secret"
 CONFIG = {
@@ -37,6 +39,17 @@ def test_no_secret_is_shown() -> None:
     assert (
         app.conf.table(censored=False)["posthog_jobs_redis_url"] == CONFIG["posthog_jobs_redis_url"]
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"redis+socket://:{SECRET}@/tmp/s?virtual_host=1", f"redis://u:{SECRET}@one;redis://two"],
+)
+def test_no_password_of_a_connection_is_shown(url: str) -> None:
+    """What `inspect stats` answers has none, also where kombu takes a URL for a host's name."""
+    shown = without_passwords({"broker": Connection(url).info()})
+    assert SECRET not in repr({**shown["broker"], "password": None})
+    assert "**@" in repr(shown)
 
 
 @pytest.mark.parametrize(
