@@ -298,6 +298,11 @@ class PostHogJobs(Celery):
         """
         return self.runtime.meta(app_id)
 
+    @property
+    def broker_uri(self) -> str:
+        """Where the broker is, without the password: of several, the one in use."""
+        return self._broker.uri
+
     def doctor(self, *, timeout: float = 2.0) -> list[Finding]:
         """Look at the broker and the workers, as `celery -A posthog_jobs jobs doctor` does.
 

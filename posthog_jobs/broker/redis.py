@@ -192,9 +192,14 @@ _WRONG_KIND: Final = (
 
 
 class RedisServer:
-    """A Redis server, which is connected to at the first call; one client per process."""
+    """A Redis server, which is connected to at the first call; one client per process.
 
-    __slots__ = ("_connect", "_connected")
+    Attributes:
+        uri: where it is connected to, without the password: one of several URLs, if there are;
+            empty before the first call.
+    """
+
+    __slots__ = ("_connect", "_connected", "uri")
 
     def __init__(self, connect: Callable[[], tuple[Redis, Keys]]) -> None:
         """Remember how to connect.
@@ -206,6 +211,7 @@ class RedisServer:
         """
         self._connect: Final = connect
         self._connected: tuple[Redis, Keys] | None = None
+        self.uri = ""
 
     def connected(self) -> tuple[Redis, Keys]:
         """Return the client, connected or not, and the key names.

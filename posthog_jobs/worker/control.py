@@ -70,10 +70,6 @@ class WorkerReport:
         return cls(name=name, **{**values, "queues": tuple(values["queues"])})
 
 
-#: Celery leaves one in where the URL is of a unix socket, which kombu takes for the host.
-_PASSWORD: Final = re.compile(r"(://[^/@:\s]*:)[^@\s]+@")
-
-
 def without_passwords(value: Any) -> Any:
     """Return what Celery tells of a connection without the passwords of the URLs in it."""
     if isinstance(value, str):

@@ -180,6 +180,15 @@ def test_a_broker_that_is_away(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------
 
 
+def test_the_broker_in_use(server: RedisProcess) -> None:
+    """Of several brokers, the one that answers is spoken of."""
+    away = [f"redis://127.0.0.1:{closed_port()}/0" for _ in range(2)]
+    app = PostHogJobs(config_source={"broker_url": ";".join([*away, server.url])})
+    broker = app.doctor(timeout=0.1)[0]
+    assert broker.verdict is Verdict.OK
+    assert f"127.0.0.1:{server.port}/0 answers" in broker.detail
+
+
 def test_the_table(app: PostHogJobs) -> None:
     """Command: verdict, check and detail in columns, the fix below; exit code 2 after a failure."""
     done = run(app, "doctor", "--timeout", "0.1")

@@ -114,7 +114,8 @@ def redis_server(connection: Callable[[], Connection]) -> RedisServer:
                 )
             try:
                 # else kombu sleeps for 2 s before it tries once more, or the next of several URLs
-                link.ensure_connection(max_retries=1, interval_start=0)
+                link.ensure_connection(max_retries=max(1, len(link.alt)), interval_start=0)
+                server.uri = link.as_uri()
                 # kombu reads every form of URL, TLS, sentinels and ACL users; the pool is new
                 channel = link.channel()
                 pool = channel._get_pool()
@@ -128,4 +129,5 @@ def redis_server(connection: Callable[[], Connection]) -> RedisServer:
             pool.max_connections = _NO_LIMIT
             return Redis(connection_pool=pool), Keys(channel.global_keyprefix)
 
-    return RedisServer(connect)
+    server = RedisServer(connect)
+    return server

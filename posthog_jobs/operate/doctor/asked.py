@@ -74,6 +74,10 @@ class Examined(Protocol):
     def failures(self) -> Failures:
         """What failed."""
 
+    @property
+    def broker_uri(self) -> str:
+        """Where the broker is, without the password, once it was connected to."""
+
     def store_server(self) -> RedisServer | None:
         """Return the Redis of `posthog_jobs_redis_url`, or None where there is none."""
 
@@ -147,12 +151,15 @@ class Asked:
         return self.app.schedule.forecast()
 
     @cached_property
+    def _rabbitmq(self) -> tuple[Mapping[str, Any], str]:
+        with self.app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=max(1, len(connection.alt)), interval_start=0)
+            return connection.connection.server_properties, connection.as_uri()
+
+    @cached_property
     def properties(self) -> Mapping[str, Any]:
         """What RabbitMQ says of itself."""
-        with self.app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-            properties: Mapping[str, Any] = connection.connection.server_properties
-            return properties
+        return self._rabbitmq[0]
 
     @cached_property
     def delays_natively(self) -> bool:
@@ -179,12 +186,12 @@ class Asked:
             silent=len(holding - {report.lease for report in reports}),
         )
 
-    def answer(self) -> None:
-        """Wait for an answer of the broker."""
+    def answer(self) -> str:
+        """Wait for an answer of the broker, and return where it is, without the password."""
         if self.is_rabbitmq:
-            _ = self.properties
-        else:
-            self.server.client.ping()
+            return self._rabbitmq[1]
+        self.server.client.ping()
+        return self.app.broker_uri
 
     @property
     def knows_workers(self) -> bool:
