@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from posthog_jobs.celery import PostHogJobs
 
-every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+POOLS = ["prefork", "solo", "threads"]
+every_pool = pytest.mark.parametrize("pool", POOLS)
 
 
-@every_pool
+@pytest.mark.parametrize("pool", [*POOLS, "gevent", "eventlet"])
 def test_hook_triggers_job_now_in_and_at(jobs_app: PostHogJobs, pool: str) -> None:
     """Run now, in, at: a hook in a worker triggers a job, and each runs when it is due."""
     start = datetime.now(UTC)

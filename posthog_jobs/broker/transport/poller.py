@@ -72,6 +72,8 @@ class Poller(kombu_redis.MultiChannelPoller):
         sock = getattr(channel.subclient.connection, "_sock", None)
         if sock is None:
             return False
+        if not hasattr(select, "poll"):  # which eventlet takes away
+            return bool(select.select([sock], [], [], 0)[0])
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         return bool(poll.poll(0))
