@@ -33,6 +33,8 @@ KEPT_KEY_HEADER = "posthog_jobs_kept_key"
 REPLAY_HEADER = "posthog_jobs_replay_of"
 #: How often a message waited for its app; apart from Celery's count of the job's own retries.
 WAITED_HEADER = "posthog_jobs_waited"
+#: How often a message waited for the broker or a store, for which no policy counts.
+AWAY_HEADER = "posthog_jobs_away"
 
 #: What a message says of one delivery alone, and none that is made new of it takes over.
 DELIVERY_HEADERS = (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
@@ -307,7 +309,7 @@ def replay_message(message: dict[str, Any] | None, old_id: str, task_id: str) ->
     headers = message.get("headers") if message is not None else None
     if message is None or not headers or not isinstance(headers.get("task"), str):
         raise ReplayError(f"{old_id} is not a message of a task; look at it, and discard it")
-    dropped = (*DELIVERY_HEADERS, ERROR_HEADER, WAITED_HEADER)
+    dropped = (*DELIVERY_HEADERS, ERROR_HEADER, WAITED_HEADER, AWAY_HEADER)
     headers = {name: value for name, value in headers.items() if name not in dropped}
     if headers.get("root_id") in (old_id, None):
         headers["root_id"] = task_id

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import LockError, RedisError
 
+from posthog_jobs.broker.redis import reaching_broker, unavailable
 from posthog_jobs.errors import AppBusyError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _CLAIM_KEPT: Final = timedelta(minutes=1)
 
 
 class TickLedger:
-    """The ticks on one broker. Methods raise what redis-py raises when it does not answer.
+    """The ticks on one broker. Methods raise BrokerUnavailableError when it does not answer.
 
     Args:
         client: a Redis client for the broker's database; its replies must be bytes.
@@ -44,11 +45,13 @@ class TickLedger:
         self._client: Final[Any] = client
         self._keys: Final = keys
 
+    @reaching_broker
     def now(self) -> datetime:
         """The time by the broker's clock, which decides when a tick is due."""
         seconds, micros = self._client.time()
         return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
 
+    @reaching_broker
     def last(self, app_id: str, hook: str) -> datetime | None:
         """The boundary of the tick that ended last, if any did."""
         seconds = self._client.hget(self._keys.ticks(app_id), hook)
@@ -59,11 +62,13 @@ class TickLedger:
         last = self.last(tick.app_id, tick.hook)
         return last is not None and last >= tick.boundary
 
+    @reaching_broker
     def end(self, tick: Tick) -> None:
         """Note that a tick has run, so that it does not run again."""
         seconds = int(tick.boundary.timestamp())
         self._client.hset(self._keys.ticks(tick.app_id), tick.hook, seconds)
 
+    @reaching_broker
     def claim(self, tick: Tick, now: datetime) -> bool:
         """Claim to send a tick; return whether nobody did before.
 
@@ -74,10 +79,12 @@ class TickLedger:
         kept = tick.boundary - now + _CLAIM_KEPT
         return bool(self._client.set(self._claim(tick), 1, nx=True, px=kept))
 
+    @reaching_broker
     def disclaim(self, tick: Tick) -> None:
         """Let somebody else send a tick, which could not be sent."""
         self._client.delete(self._claim(tick))
 
+    @reaching_broker
     def forget(self, app_id: str) -> None:
         """Forget which ticks of an installation ran, so that none counts as missed."""
         self._client.delete(self._keys.ticks(app_id))
@@ -94,7 +101,9 @@ class TickLedger:
         """
         name = self._keys.tick_lock(tick.app_id)
         lock = self._client.lock(name, timeout=LOCK, thread_local=False)
-        if not lock.acquire(blocking=False):
+        with unavailable():
+            is_free = lock.acquire(blocking=False)
+        if not is_free:
             raise AppBusyError(
                 f"another run_every_… of app id {tick.app_id!r} goes on, or its worker died "
                 f"within the last {LOCK:g} s"

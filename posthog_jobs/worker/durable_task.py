@@ -13,6 +13,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import (
+    AWAY_HEADER,
     DUE_HEADER,
     ERROR_HEADER,
     IF_WAITING_HEADER,
@@ -28,8 +29,10 @@ from posthog_jobs.errors import (
     AppMemoryError,
     AppRemovedError,
     AppSetupError,
+    BrokerUnavailableError,
     JobCallError,
     RetriesExhaustedError,
+    StoreUnavailableError,
 )
 from posthog_jobs.jobs.execution import in_worker
 from posthog_jobs.jobs.retry import LOAD_AGAIN, UNTIL_THERE, delay_after
@@ -119,6 +122,7 @@ class DurableTask(Task):
         """Run the task; what Celery would take for the end of its worker is a failure of the app.
 
         Raises:
+            SentAgain: the broker or a store is away, so that it runs again later.
             AppMemoryError, AppExitError: the app's code ran out of memory, or raised what is no
                 Exception, such as KeyboardInterrupt.
         """
@@ -129,6 +133,10 @@ class DurableTask(Task):
                 return super().__call__(*args, **kwargs)
             end = self._begin(request)
             return self.run(*args, **kwargs)
+        except (BrokerUnavailableError, StoreUnavailableError) as error:
+            if request.called_directly:
+                raise
+            self.wait_for_server(error)
         except MemoryError as error:
             raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
         except (Exception, SystemExit):
@@ -229,8 +237,10 @@ class DurableTask(Task):
         Raises:
             SentAgain: it was sent.
         """
-        retries = self.request.retries
-        self.again(reason, LOAD_AGAIN, retries, retries=retries + 1)
+        waited = int((self.request.headers or {}).get(AWAY_HEADER, 0))
+        self.again(
+            reason, LOAD_AGAIN, waited, {AWAY_HEADER: waited + 1}, retries=self.request.retries
+        )
 
 
 def send_or_requeue(send: Callable[[], object]) -> None:

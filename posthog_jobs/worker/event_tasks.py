@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu.utils.json import dumps
 
 from posthog_jobs.broker.envelope import APP_HEADER, ERROR_HEADER
-from posthog_jobs.errors import AppError, BrokerUnavailableError, RetryError
+from posthog_jobs.errors import AppError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR, delay_after
 from posthog_jobs.worker.durable_task import DurableTask, describe, described, send_or_requeue
@@ -40,10 +40,7 @@ class CaptureTask(DurableTask):
         runtime = self.app.runtime
         for processed in [event] if is_snapshot(event) else runtime.process_events([event]):
             runtime.on_event(processed, partial(self._later, processed))
-            try:
-                runtime.export(processed)
-            except BrokerUnavailableError as error:
-                self.wait_for_server(error)
+            runtime.export(processed)
 
     def _later(self, event: dict[str, Any], installation: Installation, reason: Exception) -> None:
         delay = delay_after(reason, ON_RETRY_ERROR, 0)

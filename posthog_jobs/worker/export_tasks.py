@@ -7,13 +7,7 @@ from typing import Any, Final
 from kombu.utils.json import dumps
 
 from posthog_jobs.broker.envelope import APP_HEADER, IF_WAITING_HEADER, KEY_HEADER
-from posthog_jobs.errors import (
-    AppError,
-    BrokerUnavailableError,
-    RetryError,
-    StoreUnavailableError,
-    UnknownJobError,
-)
+from posthog_jobs.errors import AppError, RetryError, UnknownJobError
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY
 from posthog_jobs.worker.durable_task import DurableTask, describe
 
@@ -28,10 +22,7 @@ class FlushExportTask(DurableTask):
 
     def run(self, app_id: str) -> None:
         """Empty the buffer; again later if a server does not answer."""
-        try:
-            self.app.runtime.flush_export(app_id, str(self.request.id))
-        except (StoreUnavailableError, BrokerUnavailableError) as error:
-            self.wait_for_server(error)
+        self.app.runtime.flush_export(app_id, str(self.request.id))
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id."""

@@ -22,6 +22,7 @@ from posthog_jobs.broker.envelope import (
 from posthog_jobs.broker.rabbitmq import is_configured
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.transport.outcome import last_outcome
+from posthog_jobs.broker.transport.sending import publishing
 from posthog_jobs.errors import (
     AppBusyError,
     AppDisabledError,
@@ -94,7 +95,8 @@ class TickTask(DurableTask):
     def send(self, tick: Tick, **options: Any) -> None:
         """Send a tick."""
         args = (tick.app_id, int(tick.boundary.timestamp()))
-        self.apply_async(args, task_id=tick.id, **options)
+        with publishing():
+            self.apply_async(args, task_id=tick.id, **options)
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id and a boundary."""

@@ -58,12 +58,17 @@ TASKS = {
 HEADERS = {
     "posthog_jobs_app", "posthog_jobs_due", "posthog_jobs_error", "posthog_jobs_if_waiting",
     "posthog_jobs_kept_key", "posthog_jobs_key", "posthog_jobs_replay_of", "posthog_jobs_sent",
-    "posthog_jobs_waited",
+    "posthog_jobs_waited", "posthog_jobs_away",
 }  # fmt: skip
 
-#: The doctor's question to workers, the table of `meta.storage` in a database, and what the fields
-#: of a log record travel as.
-OTHER_NAMES = {"posthog_jobs_report", "posthog_jobs_storage", "posthog_jobs_fields"}
+#: The doctor's question to workers, the table of `meta.storage` in a database, what the fields of a
+#: log record travel as, and a transport option.
+OTHER_NAMES = {
+    "posthog_jobs_report",
+    "posthog_jobs_storage",
+    "posthog_jobs_fields",
+    "posthog_jobs_writes",
+}
 
 SETTINGS = {
     "posthog_jobs_apps", "posthog_jobs_default_team_id", "posthog_jobs_enqueue_timeout",

@@ -16,10 +16,11 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, Self
 from uuid import uuid4
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import AuthenticationError, ResponseError
+from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from posthog_jobs.broker.transport.refusals import RefusedError
+from posthog_jobs.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,3 +184,19 @@ def attempting() -> Iterator[Sending | None]:
 def being_sent() -> Sending | None:
     """Return what this thread is sending now."""
     return _current.get()
+
+
+@contextmanager
+def publishing() -> Iterator[None]:
+    """Turn what a publish raises into our own error.
+
+    Raises:
+        BrokerUnavailableError: the broker did not take the message, or refuses it.
+    """
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as error:
+        raise BrokerUnavailableError(
+            f"the broker did not take a message: {error}; see that it runs, and that broker_url is "
+            "right"
+        ) from error
