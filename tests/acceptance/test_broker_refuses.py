@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 from redis._parsers import BaseParser
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
+from redis.retry import Retry
 
 from posthog_jobs.broker.transport.refusals import refusal_of
 from posthog_jobs.errors import BrokerUnavailableError
@@ -65,7 +67,10 @@ def refusing(server: RedisProcess, kind: str) -> Iterator[None]:
 
 def _loop(port: int) -> None:
     with suppress(ResponseError):
-        redis.Redis(port=port).eval("while true do end", 0)
+        # once, however long it takes: a client that is tired of waiting would send it again
+        redis.Redis(port=port, socket_timeout=None, retry=Retry(NoBackoff(), 0)).eval(
+            "while true do end", 0
+        )
 
 
 @pytest.fixture
