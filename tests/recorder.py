@@ -106,4 +106,6 @@ def make_jobs(sender: Sender, functions: dict[str, Callable[..., Any]] | None = 
         team_id=1,
         version=1,
     )
-    return Jobs(Origin(installation, Outbox(sender, Lane("test"))))
+    definition = installation.definition
+    outbox = Outbox(sender, Lane("test"))
+    return Jobs(Origin(installation.id, definition.name, definition.jobs, outbox))

@@ -274,21 +274,15 @@ class ConfigSchema:
                 found.update(_secrets_in(declared, value))
         return frozenset(found)
 
-    def attachments(self, config: Mapping[str, Any]) -> Mapping[str, Attachment]:
-        """Return the attachments of a checked config, by their field."""
-        return {
-            key: Attachment.read(config[key], f"config field {key!r}")
-            for key, declared in self.fields.items()
-            if declared.type == "attachment" and not is_empty(config.get(key))
-        }
-
-    def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a config without its attachments, as `meta.config` has it."""
-        return {
-            key: value
-            for key, value in config.items()
-            if key not in self.fields or self.fields[key].type != "attachment"
-        }
+    def split(self, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Attachment]]:
+        """Return what `meta.config` and `meta.attachments` have of a checked config."""
+        values, attachments = dict(config), {}
+        for key, declared in self.fields.items():
+            if declared.type == "attachment":
+                value = values.pop(key, None)
+                if not is_empty(value):
+                    attachments[key] = Attachment.read(value, f"config field {key!r}")
+        return values, attachments
 
     def _checked(self, key: str, value: Any) -> Any:
         declared = self.fields[key]

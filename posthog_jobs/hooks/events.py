@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NotRequired, TypedDict
 
-from posthog_jobs.errors import EventError
+from posthog_jobs.errors import EventError, is_whole
 from posthog_jobs.jobs.payload import check_payload
 
 #: The name that PostHog gives the events of session recordings.
@@ -86,7 +86,7 @@ def check_event(event: object, *, default_team_id: int) -> dict[str, Any]:
             "a mapping"
         )
     checked["properties"] = dict(checked["properties"])
-    if isinstance(checked["team_id"], bool) or not isinstance(checked["team_id"], int):
+    if not is_whole(checked["team_id"]):
         raise EventError(
             f"the event's team_id is of type {type(checked['team_id']).__name__}; make it an int"
         )

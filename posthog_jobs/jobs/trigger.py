@@ -18,10 +18,9 @@ from posthog_jobs.jobs.message import ABSENT, JobMessage
 from posthog_jobs.jobs.payload import check_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
-    from posthog_jobs.apps.installation import Installation
     from posthog_jobs.errors import Number
     from posthog_jobs.jobs.function import JobFunction
     from posthog_jobs.jobs.message import Outbox
@@ -31,13 +30,15 @@ _MAX_KEY: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose jobs are triggered, and how they get to the broker."""
+    """Whose jobs are triggered, which there are, and how they get to the broker."""
 
-    installation: Installation
+    app_id: str
+    app_name: str
+    jobs: Mapping[str, JobFunction]
     outbox: Outbox
 
     def __str__(self) -> str:
-        return f"app {self.installation.definition.name!r} (app id {self.installation.id!r})"
+        return f"app {self.app_name!r} (app id {self.app_id!r})"
 
 
 class JobCall:
@@ -162,7 +163,7 @@ class TriggerableJob:
             self._refuse(f"cannot have the key {key!r:.60}", "use 1 to 200 printable characters")
         if if_waiting not in ("replace", "keep"):
             self._refuse(f"cannot have if_waiting={if_waiting!r:.60}", 'use "replace" or "keep"')
-        installation = self._origin.installation
+        origin = self._origin
         value: object = ABSENT
         if payload:
             check_payload(payload[0])
@@ -170,8 +171,8 @@ class TriggerableJob:
             value = copy.deepcopy(payload[0])
         message = partial(
             JobMessage,
-            app_id=installation.id,
-            app_name=installation.definition.name,
+            app_id=origin.app_id,
+            app_name=origin.app_name,
             job_name=job.name,
             payload=value,
             payload_bytes=self._origin.outbox.sender.measure(value) if payload else 0,
@@ -194,7 +195,7 @@ class Jobs:
         self.__origin: Final = origin
 
     def __getitem__(self, name: str) -> TriggerableJob:
-        jobs = self.__origin.installation.definition.jobs
+        jobs = self.__origin.jobs
         if name in jobs:
             return TriggerableJob(self.__origin, jobs[name])
         raise UnknownJobError(
@@ -209,13 +210,13 @@ class Jobs:
         return self[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.__origin.installation.definition.jobs
+        return name in self.__origin.jobs
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.__origin.installation.definition.jobs)
+        return iter(self.__origin.jobs)
 
     def __len__(self) -> int:
-        return len(self.__origin.installation.definition.jobs)
+        return len(self.__origin.jobs)
 
     def __dir__(self) -> list[str]:
         return list(self)

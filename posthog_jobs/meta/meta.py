@@ -140,16 +140,17 @@ class Metas:
     def build(self, installation: Installation) -> Meta:
         """Return a new meta of an installation."""
         app_id, definition = installation.id, installation.definition
-        schema, stores = definition.manifest.schema, self._stores
+        config, attachments = definition.manifest.schema.split(installation.config)
+        stores = self._stores
         return Meta(
             app_id=app_id,
             team_id=installation.team_id,
-            config=MappingProxyType(schema.values(installation.config)),
-            attachments=MappingProxyType(schema.attachments(installation.config)),
+            config=MappingProxyType(config),
+            attachments=MappingProxyType(attachments),
             global_={},
             cache=Cache(app_id, stores.cache, self._lane),
             storage=Storage(app_id, stores.storage, self._lane),
-            jobs=Jobs(Origin(installation, self._outbox)),
+            jobs=Jobs(Origin(app_id, definition.name, definition.jobs, self._outbox)),
             metrics=Metrics(app_id, definition.metrics, stores.metrics, self._lane),
             utils=Utils(cursor=Cursor(app_id, stores.storage, self._lane)),
             geoip=self._geoip,

@@ -145,9 +145,9 @@ def test_attachments() -> None:
     config = checks.check({"f": FILE})
 
     assert config == {"f": STORED} == checks.check(config)
-    assert checks.attachments(config) == {"f": Attachment(**FILE)}
-    assert "{" not in repr(checks.attachments(config)["f"])
-    assert checks.values(config) == {}
+    values, attachments = checks.split(config)
+    assert (values, attachments) == ({}, {"f": Attachment(**FILE)})
+    assert "{" not in repr(attachments["f"])
 
 
 SECRETIVE = schema(
