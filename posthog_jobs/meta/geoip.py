@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from posthog_jobs.errors import AddressError, ConfigurationError
@@ -20,18 +21,15 @@ class GeoIP:
     processes that are forked later.
     """
 
-    __slots__ = ("_lane", "_path", "_reader")
-
     def __init__(self, path: str | None, lane: Lane) -> None:
         """Remember where the file is.
 
         Args:
-            path: of an `.mmdb` file with cities, such as GeoLite2's; None: there is none.
+            path: of an `.mmdb` file with cities, such as GeoLite2's, if there is one.
             lane: calls for coroutines.
         """
         self._path: Final = path
         self._lane: Final = lane
-        self._reader: Reader | None = None
 
     def locate(self, ip: str) -> Any:
         """Return what is known of an address, IPv4 or IPv6.
@@ -58,7 +56,7 @@ class GeoIP:
         return self._lane.call(lambda: self._locate(str(address)), "geoip.locate")
 
     def _locate(self, address: str) -> dict[str, Any] | None:
-        reader = self._opened()
+        reader = self._reader
         from geoip2.errors import AddressNotFoundError  # noqa: PLC0415  # of an extra
 
         try:
@@ -67,31 +65,28 @@ class GeoIP:
             return None
         except TypeError as error:
             raise ConfigurationError(
-                f"posthog_jobs_geoip_path names no database of cities: {error}"
+                f"posthog_jobs_geoip_path does not name a database of cities: {error}"
             ) from None
 
-    def _opened(self) -> Reader:
-        if self._reader is None:  # by several threads at once: one is kept
-            self._reader = _open(self._path)
-        return self._reader
-
-
-def _open(path: str | None) -> Reader:
-    if path is None:
-        raise ConfigurationError(
-            "meta.geoip needs posthog_jobs_geoip_path, the path of an .mmdb file with cities, such "
-            "as MaxMind's GeoLite2-City.mmdb"
-        )
-    try:
-        from geoip2.database import Reader  # noqa: PLC0415  # of an extra
-        from maxminddb import InvalidDatabaseError  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError(
-            "meta.geoip needs geoip2; pip install 'posthog-jobs[geoip]'"
-        ) from None
-    try:
-        return Reader(path)
-    except (OSError, ValueError, InvalidDatabaseError) as error:
-        raise ConfigurationError(
-            f"posthog_jobs_geoip_path is {path!r}, which cannot be read as an .mmdb file: {error}"
-        ) from None
+    @cached_property
+    def _reader(self) -> Reader:
+        path = self._path
+        if path is None:
+            raise ConfigurationError(
+                "meta.geoip needs posthog_jobs_geoip_path, the path of an .mmdb file with cities, "
+                "such as MaxMind's GeoLite2-City.mmdb"
+            )
+        try:
+            from geoip2.database import Reader  # noqa: PLC0415  # of an extra
+            from maxminddb import InvalidDatabaseError  # noqa: PLC0415
+        except ImportError:
+            raise ConfigurationError(
+                "meta.geoip needs geoip2; pip install 'posthog-jobs[geoip]'"
+            ) from None
+        try:
+            return Reader(path)
+        except (OSError, ValueError, InvalidDatabaseError) as error:
+            raise ConfigurationError(
+                f"posthog_jobs_geoip_path is {path!r}, which cannot be read as an .mmdb "
+                f"file: {error}"
+            ) from None

@@ -111,7 +111,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         (str(tmp_path / "missing.mmdb"), "cannot be read as an .mmdb file: .*No such file"),
         (str(tmp_path / "text.mmdb"), "cannot be read as an .mmdb file"),
         (str(tmp_path), "cannot be read as an .mmdb file"),
-        (country, "names no database of cities: .*GeoLite2-Country"),
+        (country, "does not name a database of cities: .*GeoLite2-Country"),
     ]
     for path, message in cases:
         geoip = located_by(path)
