@@ -43,6 +43,8 @@ _DECODERS: Final[dict[str, Callable[[Any], object]]] = {
     "base64": lambda text: base64.b64decode(text.encode()),
 }
 
+_CARRIED: Final = (int, bytes, *_ENCODERS)
+
 #: A dict of just these keys is how the types above are marked; as data it would be decoded.
 _MARKER_KEYS: Final = frozenset({"__type__", "__value__"})
 
@@ -201,7 +203,7 @@ def _check_leaf(value: object, path: str) -> None:
     elif isinstance(value, Decimal):
         if value.is_nan():
             raise PayloadError(f"{path} is Decimal('NaN'), which equals nothing; use None")
-    elif not isinstance(value, (int, bytes, *_ENCODERS)):
+    elif not isinstance(value, _CARRIED):
         fix = _FIXES.get(kind, "use JSON values, datetime, date, time, UUID, Decimal or bytes")
         raise PayloadError(f"{path} is of type {kind.__name__}, which cannot travel; {fix}")
     if kind not in _ALWAYS_EQUAL and not _arrives_equal(value):
