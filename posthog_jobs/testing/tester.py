@@ -260,21 +260,20 @@ class AppTester:
             )
         return definition.hooks[name]
 
-    def _run_hook(self, name: str, *arguments: Any) -> Any:
+    def _run_hook(self, name: str, *arguments: object) -> None:
         meta = self.setup()
-        return self._call(self._hook(name), *arguments, meta)
+        self._call(self._hook(name), *arguments, meta)
 
     def _run_with_retries(self, name: str, payload: Any) -> None:
-        meta = self.setup()
         try:
-            self._call(self._hook(name), copy.deepcopy(payload), meta)
+            self._run_hook(name, copy.deepcopy(payload))
         except RetryError as error:
             delay = delay_after(error, _POLICIES[name], 0)
             self._schedule.wait_for_hook(name, payload, delay or 0)
 
-    def _call(self, function: Function, *arguments: Any) -> Any:
+    def _call(self, function: Function, *arguments: object) -> None:
         with as_worker():
-            return call(function, *arguments)
+            call(function, *arguments)
 
     def _event(self, event: Mapping[str, object]) -> dict[str, Any]:
         team_id = self._installation.team_id
