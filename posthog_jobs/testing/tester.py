@@ -265,6 +265,7 @@ class AppTester:
         self._call(self._hook(name), *arguments, meta)
 
     def _run_with_retries(self, name: str, payload: Any) -> None:
+        self.setup()  # whose own RetryError is the test's
         try:
             self._run_hook(name, copy.deepcopy(payload))
         except RetryError as error:
