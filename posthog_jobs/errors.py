@@ -121,7 +121,7 @@ class AppSetupError(AppError):
 
 
 class AppExitError(AppError):
-    """An app's code called `sys.exit`, or raised what is no Exception, as KeyboardInterrupt."""
+    """An app's code called `sys.exit`, or raised what is not an Exception, as KeyboardInterrupt."""
 
 
 class AppUnreadableError(AppError):
@@ -173,7 +173,7 @@ class JobTimeLimitError(PostHogJobsError):
 
 
 class DueError(PostHogJobsError, ValueError):
-    """A time that a job shall run at is no time, or is out of range."""
+    """The time that a job shall run at is not a time, or is out of range."""
 
 
 class NaiveDatetimeError(DueError):
@@ -181,7 +181,7 @@ class NaiveDatetimeError(DueError):
 
 
 class DurationError(DueError):
-    """`run_in` was given a number or a unit that is no duration."""
+    """`run_in` was given a number or a unit that does not make a duration."""
 
 
 class DelayTooLongError(DueError):
@@ -209,7 +209,7 @@ class CursorError(PostHogJobsError, ValueError):
 
 
 class LimitError(PostHogJobsError, ValueError):
-    """`Schedule.list` or `Failures.list` was asked for a number of jobs that is none."""
+    """`Schedule.list` or `Failures.list` was asked for a number of jobs that is not above 0."""
 
 
 class EventError(PostHogJobsError, ValueError):
@@ -221,11 +221,11 @@ class UnknownMetricError(PostHogJobsError, AttributeError):
 
 
 class MetricError(PostHogJobsError, ValueError):
-    """A metric was given what is no number, or is of another kind than was asked of it."""
+    """A metric was given what is not a number, or is of another kind than was asked of it."""
 
 
 class AddressError(PostHogJobsError, ValueError):
-    """What `meta.geoip` shall locate is no IP address."""
+    """What `meta.geoip` shall locate is not an IP address."""
 
 
 class CaptureError(PostHogJobsError):
@@ -233,7 +233,7 @@ class CaptureError(PostHogJobsError):
 
 
 class StoreKeyError(PostHogJobsError, ValueError):
-    """A key given to `meta.cache`, `meta.storage` or `meta.utils.cursor` is no usable key."""
+    """A key given to `meta.cache`, `meta.storage` or `meta.utils.cursor` cannot be used."""
 
 
 class StoreValueError(PostHogJobsError, ValueError):
@@ -245,7 +245,7 @@ class StoreUnavailableError(PostHogJobsError):
 
 
 class RetryPolicyError(PostHogJobsError, ValueError):
-    """What says how often, or after how long, to retry is no such thing."""
+    """What shall say how often, or after how long, to retry cannot be a retry policy."""
 
 
 class RetryError(PostHogJobsError):

@@ -87,7 +87,7 @@ class Settings:
         for name, example in _URLS.items():
             if getattr(self, name) is not None and "://" not in str(getattr(self, name)):
                 raise ConfigurationError(
-                    f"{PREFIX}{name} is no URL; use one such as {example}, or leave it out"
+                    f"{PREFIX}{name} is not a URL; use one such as {example}, or leave it out"
                 )
         for name in ("geoip_path", "posthog_project_key"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
