@@ -1,4 +1,4 @@
-"""Redis with TLS, client certificates and an ACL user that may do what README says, and no more."""
+"""Redis with TLS, client certificates and a user with the rights that the docs name, no more."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import ROOT
+from tests.docs.pages import blocks
 from tests.nodes import HOST, RedisProcess, WorkerProcess, free_port, poll
 from tests.notes import wait_for
 
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 PASSWORD = "correct-horse"
 APPS = {"recorder": "tests.samples.recorder", "poison": "tests.samples.poison"}
 
-#: What README's section on security says.
-RIGHTS = (
-    "resetkeys ~posthog_jobs:* ~celery* ~_kombu* ~unacked* ~*.celery.pidbox* "
-    "resetchannels &/0.celery.pidbox &/0.celeryev/* &/0.celeryev/worker.* "
-    "-@all +@connection +@read +@write +@transaction +@pubsub -@dangerous "
-    "+eval +evalsha +script|load +script|exists +time +info"
+#: What the page on production says, behind `user jobs on >password`.
+RIGHTS = " ".join(
+    next(
+        block.text.split(maxsplit=4)[4]
+        for block in blocks(ROOT / "docs" / "howto" / "run-in-production.md")
+        if "rights" in block.marks
+    ).split()
 )
 
 

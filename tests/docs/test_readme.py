@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Final
 
-from tests.conftest import ROOT
+from tests.docs.pages import ROOT, blocks
 
 if TYPE_CHECKING:
     import pytest
@@ -28,12 +27,10 @@ sys.exit(pytest.main([*others, "-s"], plugins=[Imported()]))
 
 def test_its_test_of_an_app_passes(pytester: pytest.Pytester) -> None:
     """README: the teapot app is tested in ten lines, and the plugin imports nothing before."""
-    section = (ROOT / "README.md").read_text().partition("## Test your app\n")[2]
-    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert block is not None
-    body = block[1].partition("\ndef ")[2].splitlines()[1:]
+    files = {block.file: block.text for block in blocks(ROOT / "README.md")}
+    body = files["test_teapot.py"].partition("\ndef ")[2].splitlines()[1:]
     assert len([line for line in body if line.strip()]) <= 10
-    pytester.makepyfile(block[1])
+    pytester.makepyfile(teapot=files["teapot.py"], test_teapot=files["test_teapot.py"])
 
     result = pytester.run(sys.executable, "-c", RUN)
 
