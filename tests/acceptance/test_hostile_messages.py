@@ -6,6 +6,7 @@ import bz2
 import json
 import lzma
 import zlib
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -212,9 +213,10 @@ def test_remote_control_takes_no_nonsense(
         encoded({**job(), "body": {"method": ["x"]}}), encoded({**job(), "body": [[[]]]}),
     ]  # fmt: skip
     with jobs_app.connection_for_write() as connection:
-        client = connection.default_channel.client
+        publish = partial(connection.default_channel.client.publish, "/0.celery.pidbox")
+        poll("a listener", lambda: publish(nonsense[0]) == 1)
         for words in nonsense:
-            assert client.publish("/0.celery.pidbox", words) == 1
+            assert publish(words) == 1
     assert poll("an answer", jobs_app.control.inspect(timeout=2).ping)
     log = celery_setup.worker.logs()
     assert log.count(" ready.") == 1

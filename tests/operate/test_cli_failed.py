@@ -126,7 +126,7 @@ def test_discard(idle_app: PostHogJobs, broken: Broken) -> None:
     one, other = broken.fail(), broken.fail(job="slow")
 
     assert run(idle_app, "discard", one, "x") == Done(
-        1, f"{one}: discarded\nx: is no failed job\n", ""
+        1, f"{one}: discarded\nx: is not a failed job\n", ""
     )
     assert run(idle_app, "discard", "--all", "--job", "record").out == "0 discarded.\n"
     assert run(idle_app, "discard", other, "--json").json == {other: True}
@@ -141,8 +141,8 @@ def test_discard(idle_app: PostHogJobs, broken: Broken) -> None:
         (("--app", "recorder"), "Say which: ids, or --all"),
         (("x", "--all"), "Give ids, or --all"),
         (("x", "--job", "record"), "Give ids, or --all"),
-        (("--all", "--reason", "boredom"), '--reason boredom: no reason; they are "exception"'),
-        (("--all", "--before", "2030-01-01"), "--before 2030-01-01: no time zone"),
+        (("--all", "--reason", "boredom"), "'boredom' is not a reason; they are \"exception\""),
+        (("--all", "--before", "2030-01-01"), "'--before': 2030-01-01 has no time zone"),
     ],
 )
 def test_mistakes(

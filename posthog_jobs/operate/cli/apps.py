@@ -11,16 +11,59 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posthog_jobs.operate.cli.output import CommandGroup, app_of, as_json, print_json, print_table
+from posthog_jobs.operate.cli.output import (
+    CommandGroup,
+    print_fields,
+    print_json,
+    print_table,
+    with_app,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from posthog_jobs.apps.installation import InstalledApp
+    from posthog_jobs.operate.cli.output import Operated
+
+
+def fields_of(text: str) -> dict[str, Any]:
+    """Return the config's fields that `--config-json` has."""
+    try:
+        config = json.loads(sys.stdin.read() if text == "-" else text)
+    except (ValueError, RecursionError) as error:
+        # without the text, which may hold a secret
+        raise click.UsageError(
+            f'--config-json is not JSON ({type(error).__name__}); quote it: \'{{"url": "…"}}\''
+        ) from None
+    if not isinstance(config, dict):
+        raise click.UsageError('--config-json is not a JSON object; write \'{"url": "…"}\'.')
+    return config
+
+
+def field_of(text: str) -> tuple[str, Any]:
+    """Return name and value of a field of the config."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError("A field of the config is written as KEY=VALUE.")
+    if not value.startswith("@") or value.startswith("@@"):
+        return key, value[1:] if value.startswith("@@") else value
+    file = Path(value[1:])
+    try:
+        contents = file.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}.") from None
+    return key, {
+        "content_type": mimetypes.guess_type(file.name)[0] or "application/octet-stream",
+        "file_name": file.name,
+        "contents": base64.b64encode(contents).decode("ascii"),
+    }
+
 
 config_json = click.option(
     "--config-json",
-    "text",
+    "fields",
+    type=fields_of,
+    default="{}",
     metavar="JSON",
     help="The config's fields as a JSON object; - reads it from the standard input.",
 )
@@ -37,44 +80,31 @@ def apps() -> None:
 
 
 @apps.command("list")
-@as_json
-@click.pass_context
-def list_(ctx: click.Context, *, as_json: bool) -> None:
+@with_app
+def list_(app: Operated, *, as_json: bool) -> None:
     """List what is installed, in the order in which hooks run."""
-    installed = app_of(ctx).apps.list()
+    installed = [_described(each) for each in app.apps.list()]
     if as_json:
-        described = [_described(app) for app in installed]
         # a config is for who asks for it by `show`
         print_json(
-            {"apps": [{name: app[name] for name in app if name != "config"} for app in described]}
+            {"apps": [{k: v for k, v in each.items() if k != "config"} for each in installed]}
         )
     elif not installed:
         click.echo("No app is installed.")
     else:
+        columns = ("id", "module", "team_id", "order", "state", "from")
         print_table(
             ("ID", "MODULE", "TEAM", "ORDER", "STATE", "FROM"),
-            [
-                (
-                    app.entry.id,
-                    app.entry.module,
-                    str(app.entry.team_id),
-                    str(app.entry.order),
-                    _state(app),
-                    _origin(app),
-                )
-                for app in installed
-            ],
+            [[str(each[column]) for column in columns] for each in installed],
         )
 
 
 @apps.command()
 @click.argument("app_id", metavar="ID")
-@as_json
-@click.pass_context
-def show(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
+@with_app
+def show(app: Operated, *, app_id: str, as_json: bool) -> None:
     """Show an installation, with its config but for secrets, its jobs and its metrics."""
-    apps = app_of(ctx).apps
-    _show(apps.get(app_id), metrics=apps.metrics(app_id), as_json=as_json)
+    _show(app.apps.get(app_id), metrics=app.apps.metrics(app_id), as_json=as_json)
 
 
 @apps.command()
@@ -83,6 +113,7 @@ def show(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
 @click.option(
     "--config",
     "pairs",
+    type=field_of,
     multiple=True,
     metavar="KEY=VALUE",
     help="A field of its config; KEY=@FILE is a file's contents, KEY=@@VALUE begins with an @.",
@@ -91,80 +122,65 @@ def show(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
 @team
 @order
 @click.option("--disabled", is_flag=True, help="It runs only once it is enabled.")
-@as_json
-@click.pass_context
+@with_app
 def install(  # noqa: PLR0913  # one parameter an option
-    ctx: click.Context,
+    app: Operated,
     *,
     module: str,
     app_id: str,
-    pairs: tuple[str, ...],
-    text: str | None,
-    team_id: int | None,
+    pairs: tuple[tuple[str, Any], ...],
+    fields: dict[str, Any],
     order: int | None,
     disabled: bool,
     as_json: bool,
+    **said: Any,
 ) -> None:
     """Install the app of MODULE: a module's name, or the path of a file or folder."""
-    installed = app_of(ctx).apps.install(
-        module,
-        id=app_id,
-        config=_config(pairs, text),
-        team_id=team_id,
-        enabled=not disabled,
-        order=order or 0,
-    )
+    said |= {"config": {**fields, **dict(pairs)}, "enabled": not disabled, "order": order or 0}
+    installed = app.apps.install(module, id=app_id, **said)
     _show(installed, as_json=as_json)
 
 
 @apps.command()
 @click.argument("app_id", metavar="ID")
-@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
+@click.argument("pairs", type=field_of, metavar="[KEY=VALUE]...", nargs=-1)
 @config_json
 @click.option("--unset", multiple=True, metavar="KEY", help="Remove a field of its config.")
 @click.option("--module", help="Other code for it.")
 @team
 @order
-@as_json
-@click.pass_context
+@with_app
 def configure(  # noqa: PLR0913  # one parameter an option
-    ctx: click.Context,
+    app: Operated,
     *,
     app_id: str,
-    pairs: tuple[str, ...],
-    text: str | None,
+    pairs: tuple[tuple[str, Any], ...],
+    fields: dict[str, Any],
     unset: tuple[str, ...],
-    module: str | None,
-    team_id: int | None,
-    order: int | None,
     as_json: bool,
+    **said: Any,
 ) -> None:
     """Change an installation; what is not named stays as it is."""
-    changes = {**_config(pairs, text), **dict.fromkeys(unset)}
-    if not changes and (module, team_id, order) == (None, None, None):
+    changes = {**fields, **dict(pairs), **dict.fromkeys(unset)}
+    if not changes and all(value is None for value in said.values()):
         raise click.UsageError("Say what to change: KEY=VALUE, --unset, --module, --team, --order.")
-    installed = app_of(ctx).apps.configure(
-        app_id, changes, module=module, team_id=team_id, order=order
-    )
-    _show(installed, as_json=as_json)
+    _show(app.apps.configure(app_id, changes, **said), as_json=as_json)
 
 
 @apps.command()
 @click.argument("app_id", metavar="ID")
-@as_json
-@click.pass_context
-def enable(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
+@with_app
+def enable(app: Operated, *, app_id: str, as_json: bool) -> None:
     """Let an installation run again."""
-    _show(app_of(ctx).apps.enable(app_id), as_json=as_json)
+    _show(app.apps.enable(app_id), as_json=as_json)
 
 
 @apps.command()
 @click.argument("app_id", metavar="ID")
-@as_json
-@click.pass_context
-def disable(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
+@with_app
+def disable(app: Operated, *, app_id: str, as_json: bool) -> None:
     """Let an installation run neither hooks nor jobs; its waiting jobs stay until they are due."""
-    _show(app_of(ctx).apps.disable(app_id), as_json=as_json)
+    _show(app.apps.disable(app_id), as_json=as_json)
 
 
 @apps.command()
@@ -175,16 +191,15 @@ def disable(ctx: click.Context, *, app_id: str, as_json: bool) -> None:
     help="Cancel its waiting jobs, or keep them as failed when they come due.",
 )
 @click.option("--purge", is_flag=True, help="Delete its cache and storage too.")
-@as_json
-@click.pass_context
+@with_app
 def uninstall(
-    ctx: click.Context, *, app_id: str, cancel_jobs: bool | None, purge: bool, as_json: bool
+    app: Operated, *, app_id: str, cancel_jobs: bool | None, purge: bool, as_json: bool
 ) -> None:
     """Remove an installation.
 
     What a job that still runs writes after --purge is deleted when it has ended.
     """
-    installed = app_of(ctx).apps
+    installed = app.apps
     if cancel_jobs is None and (waiting := installed.waiting_jobs(app_id)):
         what = f"{waiting:,} job{'s wait' if waiting > 1 else ' waits'}"
         if not is_person():
@@ -205,41 +220,6 @@ def uninstall(
 def is_person() -> bool:
     """Tell whether there is somebody to ask."""
     return sys.stdin.isatty()
-
-
-def _config(pairs: Iterable[str], text: str | None) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    if text is not None:
-        try:
-            config = json.loads(sys.stdin.read() if text == "-" else text)
-        except (ValueError, RecursionError) as error:
-            # without the text, which may hold a secret
-            raise click.UsageError(
-                f'--config-json is no JSON ({type(error).__name__}); quote it: \'{{"url": "…"}}\''
-            ) from None
-        if not isinstance(config, dict):
-            raise click.UsageError('--config-json is no JSON object; write \'{"url": "…"}\'.')
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise click.UsageError("A field of the config is written as KEY=VALUE.")
-        config[key] = _value(value)
-    return config
-
-
-def _value(text: str) -> Any:
-    if not text.startswith("@") or text.startswith("@@"):
-        return text[1:] if text.startswith("@@") else text
-    file = Path(text[1:])
-    try:
-        contents = file.read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"{file} cannot be read: {error.strerror}.") from None
-    return {
-        "content_type": mimetypes.guess_type(file.name)[0] or "application/octet-stream",
-        "file_name": file.name,
-        "contents": base64.b64encode(contents).decode("ascii"),
-    }
 
 
 def _described(app: InstalledApp) -> dict[str, Any]:
@@ -277,12 +257,5 @@ def _show(
     described = {**_described(app), **({"metrics": metrics} if metrics else {})}
     if as_json:
         print_json(described)
-        return
-    for name, value in described.items():
-        if value is not None:
-            shown = (
-                value
-                if isinstance(value, str)
-                else json.dumps(value, ensure_ascii=False, default=str)
-            )
-            click.echo(f"{name + ':':<9} {shown}")
+    else:
+        print_fields({name: value for name, value in described.items() if value is not None})

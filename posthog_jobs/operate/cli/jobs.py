@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from posthog_jobs.operate.cli.doctor import doctor
 from posthog_jobs.operate.cli.failed import discard, failed, replay
 from posthog_jobs.operate.cli.output import (
     CommandGroup,
-    app_of,
-    as_json,
     duration,
     fail,
-    moment_at,
+    moment,
+    named,
+    of_job,
+    paged,
     print_fields,
     print_json,
     print_table,
+    with_app,
 )
-from posthog_jobs.operate.cli.waiting import attempt, counts, described, report
+
+if TYPE_CHECKING:
+    from posthog_jobs.broker.schedule import WaitingJob
+    from posthog_jobs.jobs.message import Steered
+    from posthog_jobs.operate.cli.output import Operated
 
 in_ = click.option(
     "--in",
     "in_",
-    nargs=2,
+    type=(float, str),
     metavar="N UNIT",
     help="After a while, such as --in 5 minutes; the units of run_in.",
 )
 at = click.option(
-    "--at", metavar="TIME", help="At a time with its zone, such as --at 2030-01-01T00:00Z."
+    "--at",
+    type=moment,
+    metavar="TIME",
+    help="At a time with its zone, such as --at 2030-01-01T00:00Z.",
 )
+
+#: Of `Forecast`.
+_PERIODS: Final = ("minute", "hour", "day", "week", "month", "later")
+
+_SENTENCES: Final = {
+    "cancelled": "cancelled",
+    "rescheduled": "moved",
+    "queued": "sent to its queue",
+    "promoted": "had left for its queue already: it may be running, or have run",
+    "unknown": "does not wait",
+}
+
+#: Verdict of the doctor → its colour, and the exit code.
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
+_CODES: Final = {"ok": 0, "warn": 1, "fail": 2}
 
 
 @click.group(cls=CommandGroup)
@@ -43,38 +70,23 @@ def jobs() -> None:
     """
 
 
-for command in (failed, replay, discard, doctor):
+for command in (failed, replay, discard):
     jobs.add_command(command)
 
 
 @jobs.command("list")
-@click.option("--app", "app_id", metavar="ID", help="Of this app id only.")
-@click.option("--job", metavar="NAME", help="Of this job only, by its name or its task's.")
-@click.option("--before", metavar="TIME", help="Due before this time only.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
-@click.option("--cursor", help="Go on where a list before has ended.")
-@as_json
-@click.pass_context
-def list_(  # noqa: PLR0913  # one parameter an option
-    ctx: click.Context,
-    *,
-    app_id: str | None,
-    job: str | None,
-    before: str | None,
-    limit: int,
-    cursor: str | None,
-    as_json: bool,
-) -> None:
+@of_job
+@click.option("--before", type=moment, metavar="TIME", help="Due before this time only.")
+@paged
+@with_app
+def list_(app: Operated, *, as_json: bool, **chosen: Any) -> None:
     """List what waits, the first due first."""
-    page = app_of(ctx).schedule.list(
-        app_id=app_id,
-        job=job,
-        before=None if before is None else moment_at(before, "--before"),
-        limit=limit,
-        cursor=cursor,
-    )
+    page = app.schedule.list(**chosen)
+    # without what the last error says, which may quote the payload
+    errors = [job.last_error and job.last_error.partition(":")[0] for job in page.jobs]
     if as_json:
-        jobs = [described(waiting, error_class_alone=True) for waiting in page.jobs]
+        found = zip(page.jobs, errors, strict=True)
+        jobs = [{**_described(job), "error": error} for job, error in found]
         print_json({"jobs": jobs, "cursor": page.cursor})
         return
     if not page.jobs:
@@ -85,15 +97,15 @@ def list_(  # noqa: PLR0913  # one parameter an option
         ("ID", "APP", "JOB", "DUE (UTC)", "IN", "KEY", "ATTEMPT"),
         [
             (
-                waiting.id,
-                waiting.app_id or "-",
-                waiting.job.rpartition(".")[2] if waiting.app_id else waiting.job,
-                f"{waiting.due:%Y-%m-%d %H:%M:%S}",
-                duration((waiting.due - now).total_seconds()),
-                waiting.key or "-",
-                attempt(waiting),
+                job.id,
+                job.app_id,
+                named(job)["job"] or job.job,
+                f"{job.due:%Y-%m-%d %H:%M:%S}",
+                duration((job.due - now).total_seconds()),
+                job.key,
+                f"{job.attempt}, after {error}" if error else job.attempt,
             )
-            for waiting in page.jobs
+            for job, error in zip(page.jobs, errors, strict=True)
         ],
     )
     if page.cursor:
@@ -102,14 +114,13 @@ def list_(  # noqa: PLR0913  # one parameter an option
 
 @jobs.command()
 @click.argument("task_id", metavar="ID")
-@as_json
-@click.pass_context
-def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
+@with_app
+def show(app: Operated, *, task_id: str, as_json: bool) -> None:
     """Show a job that waits, with its payload."""
-    waiting = app_of(ctx).schedule.get(task_id)
+    waiting = app.schedule.get(task_id)
     if waiting is None:
         fail(f"No job waits under the id {task_id}: it was cancelled, has been due, or never was.")
-    shown = described(waiting)
+    shown = _described(waiting)
     if waiting.app_id:  # a job
         try:
             _, *payload = json.loads(waiting.body)[0]
@@ -120,60 +131,53 @@ def show(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
                 shown["payload"] = payload[0]
     if as_json:
         print_json(shown)
-        return
-    print_fields(shown, width=9)
+    else:
+        print_fields(shown)
 
 
 @jobs.command()
 @click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-@as_json
-@click.pass_context
-def cancel(ctx: click.Context, *, task_ids: tuple[str, ...], as_json: bool) -> None:
+@with_app
+def cancel(app: Operated, *, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs that wait; one that has just left for its queue is revoked."""
-    schedule = app_of(ctx).schedule
+    schedule = app.schedule
     outcomes = {task_id: schedule.cancel(task_id) for task_id in dict.fromkeys(task_ids)}
-    report(outcomes, as_json=as_json)
+    _report(outcomes, as_json=as_json)
 
 
 @jobs.command()
 @click.argument("task_id", metavar="ID")
 @in_
 @at
-@as_json
-@click.pass_context
-def reschedule(
-    ctx: click.Context, *, task_id: str, in_: tuple[str, str] | None, at: str | None, as_json: bool
-) -> None:
+@with_app
+def reschedule(app: Operated, *, task_id: str, as_json: bool, **when: Any) -> None:
     """Move a job that waits to another time."""
-    moment = _due(in_, at)
-    if moment is None:
+    due = _due(**when)
+    if due is None:
         raise click.UsageError("Say when: --in 5 minutes, or --at 2030-01-01T00:00Z.")
-    report({task_id: app_of(ctx).schedule.reschedule(task_id, moment)}, as_json=as_json)
+    _report({task_id: app.schedule.reschedule(task_id, due)}, as_json=as_json)
 
 
 @jobs.command("run-now")
 @click.argument("task_id", metavar="ID")
-@as_json
-@click.pass_context
-def run_now(ctx: click.Context, *, task_id: str, as_json: bool) -> None:
+@with_app
+def run_now(app: Operated, *, task_id: str, as_json: bool) -> None:
     """Run a job that waits before its time."""
-    report({task_id: app_of(ctx).schedule.run_now(task_id)}, as_json=as_json)
+    _report({task_id: app.schedule.run_now(task_id)}, as_json=as_json)
 
 
 @jobs.command()
-@click.option("--app", "app_id", metavar="ID", help="Of this app id only.")
-@click.option("--job", metavar="NAME", help="Of this job only, by its name or its task's.")
-@as_json
-@click.pass_context
-def forecast(ctx: click.Context, *, app_id: str | None, job: str | None, as_json: bool) -> None:
+@of_job
+@with_app
+def forecast(app: Operated, *, as_json: bool, **chosen: Any) -> None:
     """Show how many jobs come due when, and how late the first one is."""
-    coming = app_of(ctx).schedule.forecast(app_id=app_id, job=job)
-    periods = counts(coming)
+    coming = app.schedule.forecast(**chosen)
+    counts = {period: getattr(coming, period) for period in _PERIODS}
     if as_json:
-        print_json({**periods, "late_seconds": coming.late.total_seconds()})
+        print_json({**counts, "late_seconds": coming.late.total_seconds()})
         return
-    most = max(periods.values()) or 1
-    for period, count in periods.items():
+    most = max(counts.values()) or 1
+    for period, count in counts.items():
         label = "later" if period == "later" else f"within a{'n' * (period == 'hour')} {period}"
         bar = "█" * (-(-40 * count // most))
         click.echo(f"{label:<16} {count:>9,} {bar}".rstrip())
@@ -188,18 +192,16 @@ def forecast(ctx: click.Context, *, app_id: str | None, job: str | None, as_json
 @in_
 @at
 @click.option("--key", help="At most one job of this name waits under it; this one replaces it.")
-@as_json
-@click.pass_context
+@with_app
 def run(  # noqa: PLR0913  # one parameter an option
-    ctx: click.Context,
+    app: Operated,
     *,
     app_id: str,
     job: str,
     payload: str | None,
-    in_: tuple[str, str] | None,
-    at: str | None,
     key: str | None,
     as_json: bool,
+    **when: Any,
 ) -> None:
     """Trigger the job JOB of the app id APP: now, or at a time.
 
@@ -212,17 +214,58 @@ def run(  # noqa: PLR0913  # one parameter an option
             given = [json.loads(payload)]
         except (ValueError, RecursionError) as error:
             raise click.BadParameter(f'{error}; quote it: --payload \'{{"url": "…"}}\'') from None
-    moment = _due(in_, at)
-    app = app_of(ctx)
+    due = _due(**when)
     public = app.runtime.installations.get(app_id).definition.manifest.public_jobs.get(job)
     if public is not None and public.payload is not None:
         given = [public.check(given[0] if given else {})]
     call = app.meta_for(app_id).jobs[job](*given, key=key)
-    handle = call.run_now() if moment is None else call.run_at(moment)
+    handle = call.run_now() if due is None else call.run_at(due)
     if as_json:
         print_json({"id": handle.id, "due": handle.due.isoformat()})
     else:
         click.echo(f"{handle.id} is due {handle.due:%Y-%m-%d %H:%M:%S} UTC.")
+
+
+@jobs.command()
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the workers' answers.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 if there are warnings.")
+@with_app
+def doctor(app: Operated, *, timeout: float, strict: bool, as_json: bool) -> None:
+    """Look at broker and workers: ok, warn or fail, each with the fix.
+
+    Looks at the server's version, persistence, eviction and memory, at the clocks, at the workers
+    that answer, their apps, versions and leases, at queues that nobody consumes, at how late the
+    schedule is and at messages stuck in flight; on RabbitMQ at its limits. Nothing is changed.
+
+    The exit code is 2 if anything is fail, else 0; with --strict it is 1 for warnings.
+    """
+    quiet = logging.NullHandler()  # what is logged of broken apps is in the table
+    logger = logging.getLogger("posthog_jobs")
+    logger.addHandler(quiet)
+    try:
+        found = app.doctor(timeout=timeout)
+    finally:
+        logger.removeHandler(quiet)
+    if as_json:
+        print_json([{**asdict(finding), "verdict": finding.verdict.value} for finding in found])
+    else:
+        color = False if click.get_current_context().obj.no_color else None
+        width = max(len(finding.check) for finding in found)
+        for finding in found:
+            verdict = finding.verdict.value
+            mark = click.style(f"{verdict:<4}", fg=_COLOURS[verdict])
+            click.echo(f"{mark}  {finding.check:<{width}}  {finding.detail}", color=color)
+            if finding.fix:  # below what it mends
+                click.echo(f"{'':<{width + 8}}→ {finding.fix}")
+    worst = max(_CODES[finding.verdict.value] for finding in found)
+    sys.exit(worst if strict or worst == _CODES["fail"] else 0)
 
 
 @jobs.command("stop-embedded")
@@ -240,18 +283,35 @@ def stop_embedded() -> None:
         click.echo(f"No embedded Redis is running in {server.home}.")
 
 
-def _due(in_: tuple[str, str] | None, at: str | None) -> datetime | None:
+def _due(in_: tuple[float, str] | None, at: datetime | None) -> datetime | None:
     if in_ is not None and at is not None:
         raise click.UsageError("--in and --at both say when; use one of them.")
-    if at is not None:
-        return moment_at(at, "--at")
     if in_ is None:
-        return None
+        return at
     from posthog_jobs.jobs.due import due_in  # noqa: PLC0415  # keeps other commands light
 
     number, unit = in_
-    try:
-        amount = float(number)
-    except ValueError:
-        raise click.UsageError(f"--in {number} {unit}: {number!r} is no number.") from None
-    return due_in(int(amount) if amount.is_integer() else amount, unit, now=datetime.now(UTC))
+    return due_in(int(number) if number.is_integer() else number, unit, now=datetime.now(UTC))
+
+
+def _described(waiting: WaitingJob) -> dict[str, Any]:
+    """Return what is known of a job that waits, but its payload."""
+    return {
+        **named(waiting),
+        "due": waiting.due.isoformat(),
+        "key": waiting.key,
+        "queue": waiting.queue,
+        "attempt": waiting.attempt,
+        "error": waiting.last_error,
+    }
+
+
+def _report(outcomes: dict[str, Steered], *, as_json: bool) -> None:
+    """Print what became of jobs, and exit with 1 if one of them did not wait."""
+    if as_json:
+        print_json({task_id: steered.value for task_id, steered in outcomes.items()})
+    else:
+        for task_id, steered in outcomes.items():
+            click.echo(f"{task_id}: {_SENTENCES[steered.value]}")
+    if not all(steered.waited for steered in outcomes.values()):
+        sys.exit(1)

@@ -1,4 +1,4 @@
-"""What all commands share: the app, errors of one line, tables and JSON."""
+"""What all commands share: the app, options, errors of one line, tables and JSON."""
 
 from __future__ import annotations
 
@@ -6,16 +6,50 @@ import json
 import logging
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
+from posthog_jobs.errors import PostHogJobsError
+from posthog_jobs.redaction import redact
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from posthog_jobs.celery import PostHogJobs
+    from posthog_jobs.broker.failure import FailedJob
+    from posthog_jobs.broker.failures import Failures
+    from posthog_jobs.broker.schedule import Schedule, WaitingJob
+    from posthog_jobs.meta.meta import Meta
+    from posthog_jobs.operate.apps import Apps
+    from posthog_jobs.operate.doctor import Finding
+    from posthog_jobs.worker.runtime import Runtime
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+class Operated(Protocol):
+    """What the commands need of the Celery app."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """What waits."""
+
+    @property
+    def failures(self) -> Failures:
+        """What failed."""
+
+    @property
+    def apps(self) -> Apps:
+        """Who is installed."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """Who is installed, in this process."""
+
+    def meta_for(self, app_id: str) -> Meta:
+        """Return an installation's `meta`."""
+
+    def doctor(self, *, timeout: float) -> list[Finding]:
+        """Look at broker and workers."""
 
 
 class CommandGroup(click.Group):
@@ -23,9 +57,6 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; our own errors are its message, without secrets, and exit code 1."""
-        from posthog_jobs.errors import PostHogJobsError  # noqa: PLC0415  # keeps others light
-        from posthog_jobs.redaction import redact  # noqa: PLC0415  # as above
-
         try:
             with _logs_of_one_line():
                 return super().invoke(ctx)
@@ -39,8 +70,6 @@ class _OneLine(logging.Formatter):
     """Says what happened, without the traceback that a worker's log has."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from posthog_jobs.redaction import redact  # noqa: PLC0415  # keeps other commands light
-
         return redact(record.getMessage())
 
 
@@ -56,15 +85,55 @@ def _logs_of_one_line() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def app_of(ctx: click.Context) -> PostHogJobs:
-    """Return the app that `celery -A` has found."""
-    from posthog_jobs.celery import PostHogJobs  # noqa: PLC0415  # keeps other commands light
+def with_app(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the app that `celery -A` has found, and the option `--json`."""
 
-    app = getattr(ctx.obj, "app", None)
-    if not isinstance(app, PostHogJobs):
-        group = ctx.parent.info_name if ctx.parent else ctx.info_name
-        raise click.UsageError(f"Name the app: celery -A posthog_jobs {group} …")
-    return app
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    @click.pass_context
+    @wraps(function)
+    def command(ctx: click.Context, /, **options: Any) -> None:
+        app: Operated | None = getattr(ctx.obj, "app", None)
+        if not hasattr(app, "meta_for"):  # there is none, or one of Celery's own class
+            group = ctx.parent.info_name if ctx.parent else ctx.info_name
+            raise click.UsageError(f"Name the app: celery -A posthog_jobs {group} …")
+        function(app, **options)
+
+    return command
+
+
+def of_job(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that choose by app and job."""
+    name = "Of this job only, by its name or its task's."
+    for option in (
+        click.option("--job", metavar="NAME", help=name),
+        click.option("--app", "app_id", metavar="ID", help="Of this app id only."),
+    ):
+        command = option(command)
+    return command
+
+
+def paged(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a long list."""
+    limit = click.IntRange(1, 10_000)
+    for option in (
+        click.option("--cursor", help="Go on where a list before has ended."),
+        click.option("--limit", type=limit, default=100, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def moment(text: str) -> datetime:
+    """Return the time that an option names; one without a zone is refused."""
+    try:
+        named = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not a time; write it as 2030-01-01T00:00Z."
+        ) from None
+    if named.utcoffset() is None:
+        raise click.BadParameter(f"{text} has no time zone; add Z for UTC, or +02:00, to the time.")
+    return named
 
 
 def fail(message: str) -> NoReturn:
@@ -84,16 +153,18 @@ def printable(text: str) -> str:
     )
 
 
-def print_fields(fields: Mapping[str, Any], *, width: int, long: Collection[str] = ()) -> None:
+def print_fields(fields: Mapping[str, Any], *, width: int = 9, long: Collection[str] = ()) -> None:
     """Print names and values, one on each line.
 
     Args:
-        fields: what to print; what is no string is printed as JSON.
+        fields: what to print; what is not a string is printed as JSON.
         width: of the names.
         long: the names of those that have lines of their own.
     """
     for name, value in fields.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown = value
+        if not isinstance(value, str):
+            shown = json.dumps(value, ensure_ascii=False, default=str)
         if name in long and shown:
             click.echo(f"{name}:\n{printable(shown).rstrip()}")
         else:
@@ -105,14 +176,26 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns as wide as they need."""
+def print_table(head: tuple[str, ...], rows: Iterable[Iterable[object]]) -> None:
+    """Print rows in columns as wide as they need; what is not there is a dash."""
     # a cell is one line
-    rows = [tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    cells = [
+        tuple(printable(str(cell or "-")).replace("\n", "\\n") for cell in row) for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    for row in (head, *cells):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
+
+
+def named(job: WaitingJob | FailedJob) -> dict[str, str | None]:
+    """Return what names a job: as it is exported if it is an app's, and always as a task."""
+    return {
+        "id": job.id,
+        "app": job.app_id or None,
+        "job": job.job.rpartition(".")[2] if job.app_id else None,
+        "task": job.job or None,
+    }
 
 
 def duration(seconds: float) -> str:
@@ -121,18 +204,3 @@ def duration(seconds: float) -> str:
         if abs(seconds) >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def moment_at(text: str, option: str) -> datetime:
-    """Return the time that an option names; one without a zone is refused."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(
-            f"{option} {text}: no time; write it as 2030-01-01T00:00Z."
-        ) from None
-    if moment.utcoffset() is None:
-        raise click.UsageError(
-            f"{option} {text}: no time zone; add Z for UTC, or +02:00, to the time."
-        )
-    return moment
