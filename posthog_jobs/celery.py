@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import copy
 import os
+import socket
 import sys
 import threading
+from collections import deque
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +18,10 @@ from uuid import uuid4
 
 from amqp.exceptions import PreconditionFailed
 from celery import Celery, signals
+from celery.app.amqp import AMQP
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_multiprocessing_logger
+from celery.utils.nodenames import anon_nodename
 
 from posthog_jobs.apps.store import RedisStore
 from posthog_jobs.broker import rabbitmq, transport
@@ -26,7 +31,7 @@ from posthog_jobs.broker.failures_beside import FailuresBeside
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
-from posthog_jobs.broker.transport.sending import sending
+from posthog_jobs.broker.transport.sending import Sending, being_sent
 from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
@@ -54,7 +59,7 @@ from posthog_jobs.worker.tasks import JobTask, task_name
 from posthog_jobs.worker.tick_tasks import TICK_TASKS, stop_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from logging import Logger
 
     from celery import Task
@@ -69,12 +74,25 @@ if TYPE_CHECKING:
 transport.install()
 
 
+_HOSTNAME: Final = socket.gethostname()
+
+
+class _AMQP(AMQP):
+    """Celery's maker of messages, without its lock that a signal's handler could wait for."""
+
+    def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
+        """Make a message; Celery would look up this host's name, each time, under the lock."""
+        options.setdefault("origin", anon_nodename(_HOSTNAME))
+        return super().as_task_v2(*arguments, **options)
+
+
 class PostHogJobs(Celery):
     """A Celery app whose tasks are the jobs of the installed PostHog apps.
 
     Not made current and not shared: other Celery apps of the process are left alone.
     """
 
+    amqp_cls = _AMQP
     registry_cls = JobRegistry
     task_cls = "posthog_jobs.worker.durable_task:PlainTask"
 
@@ -93,6 +111,8 @@ class PostHogJobs(Celery):
         self._broker = redis_server(super().connection_for_write)
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
+        # without a lock, and so without one that a signal's handler could wait for
+        self._spares: deque[tuple[int, Any]] = deque()
         self.delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
         adopt(self._conf)
@@ -342,19 +362,32 @@ class PostHogJobs(Celery):
 
         return warnings_for(self._broker.connected)
 
-    def send_task(
+    def send_task(  # noqa: PLR0913, PLR0917  # as Celery has it
         self,
         name: str,
         args: Any = None,
         kwargs: Any = None,
         countdown: float | None = None,
         eta: Any = None,
+        task_id: str | None = None,
         *arguments: Any,
+        sending: Sending | None = None,
         **options: Any,
     ) -> Any:
         """Send a task, as Celery's own does; all tasks, retries and canvases pass here.
 
         On RabbitMQ its delay is rounded up to whole seconds.
+
+        Args:
+            name: of the task.
+            args: its arguments.
+            kwargs: its named arguments.
+            countdown: seconds until it is due.
+            eta: when it is due.
+            task_id: its id, if it has one.
+            arguments: what else Celery's takes, in its order.
+            sending: what tells the caller what became of this message.
+            options: what else Celery's takes, by name.
 
         Raises:
             JobCallError: one of our tasks does not take such arguments; nothing was sent.
@@ -368,8 +401,11 @@ class PostHogJobs(Celery):
         send = partial(super().send_task, name, args, kwargs)
         delays = self.delays
         options.setdefault("retry_policy", self.retry_policy)
+        if sending is None:
+            sending = Sending(task_id or str(uuid4()), self.settings.enqueue_timeout)
+        arguments = (sending.id, *arguments)
         try:
-            with sending(self.settings.enqueue_timeout):
+            with sending:
                 if (countdown or eta) and delays.are_native():
                     return delays.send(send, countdown, eta, *arguments, **options)
                 if countdown and not eta:
@@ -387,6 +423,32 @@ class PostHogJobs(Celery):
         except NotRegistered:
             return None
         return task
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        """Return what publishes, as Celery's own does.
+
+        What is sent while another message is being sent, as by a signal's handler, takes none of
+        the pool: all may belong to who waits for it, and the lock to what the handler interrupted.
+        """
+        message = being_sent()
+        if producer is None and message is not None and message.around is not None:
+            return self._spare_producer()
+        return super().producer_or_acquire(producer)
+
+    @contextmanager
+    def _spare_producer(self) -> Iterator[Any]:
+        try:
+            pid, producer = self._spares.pop()
+        except IndexError:
+            pid, producer = 0, None
+        if pid != os.getpid():  # a parent's connection is not to be spoken on
+            producer = self.connection_for_write().Producer()
+        try:
+            yield producer
+        except BaseException:
+            producer.connection.release()
+            raise
+        self._spares.append((os.getpid(), producer))
 
     def connection_for_write(self, url: Any = None, *arguments: Any, **options: Any) -> Connection:
         """Return a connection to send over, which waits for no answer longer than it shall."""

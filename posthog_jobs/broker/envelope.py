@@ -26,6 +26,8 @@ IF_WAITING_HEADER = "posthog_jobs_if_waiting"
 DUE_HEADER = "posthog_jobs_due"
 #: When a message that was due at once was sent, in ms, by its sender's clock.
 SENT_HEADER = "posthog_jobs_sent"
+#: What a delivery adds to a message, and what is not sent on with it.
+_OF_DELIVERY = (DUE_HEADER, SENT_HEADER, "redelivered")
 #: What a job raised at its last attempt, and the key that it waited under before that.
 ERROR_HEADER = "posthog_jobs_error"
 KEPT_KEY_HEADER = "posthog_jobs_kept_key"
@@ -79,6 +81,11 @@ def due_of(headers: Mapping[str, Any]) -> int | None:
         return math.ceil(moment.timestamp() * 1000)
     except (TypeError, ValueError, OverflowError):
         return None  # Celery itself refuses it when the message arrives
+
+
+def undelivered(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's headers without those that its delivery added."""
+    return {name: value for name, value in headers.items() if name not in _OF_DELIVERY}
 
 
 def partition_of(app_id: str, job: str) -> str:

@@ -119,9 +119,12 @@ class Keys:
         """How often a job was started that had been delivered before."""
         return f"{self.prefix}deliveries:{task_id}"
 
-    def sent(self, sender: str) -> str:
-        """What was taken last from a sender: its token, and what became of it; for a minute."""
-        return f"{self.prefix}sent:{sender}"
+    def sent(self, name: str, queue: str) -> str:
+        """Token of the message for a queue that was taken under a name, and what became of it.
+
+        For a minute. Each message has its name for itself while it is being sent.
+        """
+        return f"{self.prefix}sent:{name}:{queue}"
 
     @property
     def apps(self) -> str:

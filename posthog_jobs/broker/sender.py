@@ -11,8 +11,7 @@ from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import IF_WAITING_HEADER, KEY_HEADER
 from posthog_jobs.broker.rabbitmq import REFUSALS
-from posthog_jobs.broker.transport.outcome import last_outcome
-from posthog_jobs.broker.transport.sending import is_away, sending
+from posthog_jobs.broker.transport.sending import Sending, is_away
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, measure
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from posthog_jobs.broker.schedule import Schedule
+    from posthog_jobs.broker.transport.outcome import Outcome
     from posthog_jobs.jobs.message import JobMessage
 
 
@@ -73,20 +73,18 @@ class JobSender:
             schedule = self._app.schedule
             schedule.check()  # only Redis knows keys
             headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
-            last_outcome.set(None)
         absent = message.payload is ABSENT
         args = (message.app_id,) if absent else (message.app_id, message.payload)
-        self._publish(
+        outcome = self._publish(
             task_name(message.app_name, message.job_name),
             args,
             describe(message.app_id, None if absent else message.payload_bytes),
-            task_id=message.id,
+            message.id,
             eta=message.eta,
             countdown=message.countdown,
             headers=headers,
         )
-        outcome = last_outcome.get() if message.key is not None else None
-        if outcome is None or outcome.id == message.id:
+        if message.key is None or outcome is None or outcome.id == message.id:
             return message.id, message.due
         kept = schedule.get(outcome.id)
         return outcome.id, message.due if kept is None else kept.due
@@ -110,7 +108,7 @@ class JobSender:
         Raises:
             BrokerUnavailableError: the broker did not take it.
         """
-        self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id=task_id)
+        self._publish(CAPTURE, (event,), f"(<{size} bytes>)", task_id)
 
     def flush_export(self, app_id: str, delay: float) -> None:
         """Have a worker flush an installation's buffer, and not at the time that was set before.
@@ -118,8 +116,8 @@ class JobSender:
         Raises:
             BrokerUnavailableError: the broker did not take it.
         """
-        options = {"task_id": str(uuid4()), "countdown": delay}
-        self._publish(FLUSH_EXPORT, (app_id,), describe(app_id, None), **options)
+        argsrepr = describe(app_id, None)
+        self._publish(FLUSH_EXPORT, (app_id,), argsrepr, str(uuid4()), countdown=delay)
 
     def export_events(
         self,
@@ -136,36 +134,36 @@ class JobSender:
             BrokerUnavailableError: the broker did not take it.
         """
         argsrepr = describe(app_id, len(dumps(events)))
-        options = {"task_id": task_id, "countdown": delay, "retries": retries}
-        self._publish(EXPORT_EVENTS, (app_id, events), argsrepr, **options)
+        options = {"countdown": delay, "retries": retries}
+        self._publish(EXPORT_EVENTS, (app_id, events), argsrepr, task_id, **options)
 
-    def _publish(self, name: str, args: tuple[Any, ...], argsrepr: str, **options: Any) -> None:
+    def _publish(
+        self, name: str, args: tuple[Any, ...], argsrepr: str, task_id: str, **options: Any
+    ) -> Outcome | None:
         timeout = self._app.settings.enqueue_timeout
-        with sending(timeout) as message:
-            try:
-                self._app.tasks[name].apply_async(
-                    args, argsrepr=argsrepr, **(self._options or {}), **options
-                )
-                if self._options is None:
-                    self._options = self._short_cut()
-            except (KombuError, RedisError, OSError, *REFUSALS) as error:
-                with self._app.connection_for_write() as connection:
-                    url = connection.as_uri()  # with its password masked
-                    redis = connection.transport.driver_type == "redis"
-                outcome = "; nothing was enqueued"
-                if message.unanswered or not redis:
-                    outcome = (
-                        f"; whether it has {options['task_id']} is not known, since its answer was "
-                        "lost"
-                    )
-                did, fix = f"did not take {name} within {timeout:g} s", "see that it runs"
-                if not is_away(error):
-                    did, fix = f"refuses {name}", "see to what it says"
-                why = str(error).rstrip(".")
-                raise BrokerUnavailableError(
-                    f"the broker {url} {did}: {why}{outcome}; {fix}, and that broker_url is right",
-                    uncertain=message.unanswered or not redis,
-                ) from error
+        message = Sending(task_id, timeout)
+        try:
+            self._app.tasks[name].apply_async(
+                args, argsrepr=argsrepr, sending=message, **(self._options or {}), **options
+            )
+            if self._options is None:
+                self._options = self._short_cut()
+        except (KombuError, RedisError, OSError, *REFUSALS) as error:
+            with self._app.connection_for_write() as connection:
+                url = connection.as_uri()  # with its password masked
+                redis = connection.transport.driver_type == "redis"
+            outcome = "; nothing was enqueued"
+            if message.unanswered or not redis:
+                outcome = f"; whether it has {task_id} is not known, since its answer was lost"
+            did, fix = f"did not take {name} within {timeout:g} s", "see that it runs"
+            if not is_away(error):
+                did, fix = f"refuses {name}", "see to what it says"
+            why = str(error).rstrip(".")
+            raise BrokerUnavailableError(
+                f"the broker {url} {did}: {why}{outcome}; {fix}, and that broker_url is right",
+                uncertain=message.unanswered or not redis,
+            ) from error
+        return message.outcome
 
     def _short_cut(self) -> dict[str, Any]:
         """Return what spares Celery a tenth of each publish, now that one has been made.

@@ -21,8 +21,7 @@ from posthog_jobs.broker.envelope import (
 )
 from posthog_jobs.broker.rabbitmq import is_configured
 from posthog_jobs.broker.redis import unavailable
-from posthog_jobs.broker.transport.outcome import last_outcome
-from posthog_jobs.broker.transport.sending import publishing
+from posthog_jobs.broker.transport.sending import Sending, publishing
 from posthog_jobs.errors import (
     AppBusyError,
     AppDisabledError,
@@ -87,10 +86,10 @@ class TickTask(DurableTask):
         tick = Tick(app_id=app_id, hook=self.hook, boundary=boundary)
         if not self._knows_keys():
             return self._send_claimed(tick, now)
-        last_outcome.set(None)
-        self.send(tick, eta=boundary, headers={KEY_HEADER: KEY, IF_WAITING_HEADER: "keep"})
-        outcome = last_outcome.get()
-        return outcome is not None and outcome.status == "scheduled"
+        message = Sending(tick.id, self.app.settings.enqueue_timeout)
+        headers = {KEY_HEADER: KEY, IF_WAITING_HEADER: "keep"}
+        self.send(tick, eta=boundary, headers=headers, sending=message)
+        return message.outcome is not None and message.outcome.status == "scheduled"
 
     def send(self, tick: Tick, **options: Any) -> None:
         """Send a tick."""

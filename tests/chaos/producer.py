@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.broker.transport.outcome import last_outcome
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
 from tests.chaos.notebook import Notebook
@@ -26,19 +25,39 @@ from tests.chaos.site import APP_ID, settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from posthog_jobs.broker.transport.outcome import Outcome
     from posthog_jobs.jobs.handle import JobHandle
     from tests.chaos.orders import Order
 
 SENDERS: Final = 4
 
 
+class Producer(PostHogJobs):
+    """An app that remembers what the broker answered.
+
+    Attributes:
+        outcomes: number of a job → what became of it.
+    """
+
+    outcomes: dict[int, Outcome | None]
+
+    def send_task(
+        self, name: str, args: Any = None, *arguments: Any, sending: Any = None, **options: Any
+    ) -> Any:
+        """Send a job; `sending` knows what the broker answered."""
+        result = super().send_task(name, args, *arguments, sending=sending, **options)
+        self.outcomes[args[1]["n"]] = sending.outcome
+        return result
+
+
 class Sender(threading.Thread):
     """Sends some of the jobs, each when its time has come, and cancels some of them."""
 
     def __init__(
-        self, app: PostHogJobs, notes: Notebook, agenda: Iterable[Order], began: float
+        self, app: Producer, notes: Notebook, agenda: Iterable[Order], began: float
     ) -> None:
         super().__init__()
+        self._app = app
         self._jobs = app.meta_for(APP_ID).jobs
         self._notes = notes
         self._began = began
@@ -71,7 +90,6 @@ class Sender(threading.Thread):
         now = time.time()
         due = int((now + (order.delay or 0)) * 1000)
         self._notes.write(what="send", n=order.n, at=now, due=due)
-        last_outcome.set(None)
         try:
             if order.delay is None:
                 handle = call.run_now()
@@ -81,7 +99,7 @@ class Sender(threading.Thread):
             status = "uncertain" if error.uncertain else "refused"
             self._notes.write(what="sent", n=order.n, at=time.time(), status=status, id="")
             return
-        outcome = last_outcome.get()
+        outcome = self._app.outcomes.pop(order.n)
         status = "queued" if outcome is None else outcome.status
         self._notes.write(what="sent", n=order.n, at=time.time(), status=status, id=handle.id)
         if order.cancel_after is not None:
@@ -109,7 +127,8 @@ def main() -> None:
     parser.add_argument("--began", type=float, required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    app = PostHogJobs(config_source={"broker_url": args.url, **settings(args.folder)})
+    app = Producer(config_source={"broker_url": args.url, **settings(args.folder)})
+    app.outcomes = {}
     notes = Notebook(args.folder / "sent" / "sent.jsonl")
     agenda = list(orders(args.seed, args.seconds, args.rate))
     senders = [Sender(app, notes, agenda[n::SENDERS], args.began) for n in range(SENDERS)]

@@ -12,7 +12,8 @@ import pytest
 
 from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.schedule import Forecast, Schedule
-from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
+from posthog_jobs.broker.transport.outcome import Outcome
+from posthog_jobs.broker.transport.sending import Sending
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
 from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server
@@ -33,16 +34,18 @@ def schedule(site: Site) -> Schedule:
 
 def send(
     site: Site, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any
-) -> None:
+) -> Outcome | None:
     headers = {"posthog_jobs_app": app_id, "posthog_jobs_key": key}
     headers["posthog_jobs_if_waiting"] = kwargs.pop("if_waiting", None)
-    site.producer.send_task(
-        kwargs.pop("task", "run"),
-        args=[name],
-        task_id=name,
-        headers={k: v for k, v in headers.items() if v is not None},
-        **kwargs,
-    )
+    with Sending(name, 60) as message:
+        site.producer.send_task(
+            kwargs.pop("task", "run"),
+            args=[name],
+            task_id=name,
+            headers={k: v for k, v in headers.items() if v is not None},
+            **kwargs,
+        )
+    return message.outcome
 
 
 def test_get_shows_what_waits(site: Site, schedule: Schedule) -> None:
@@ -145,26 +148,23 @@ def test_keys_debounce(site: Site, schedule: Schedule) -> None:
     """Under a key at most one job of an app waits: the last one, at its own time."""
     send(site, "a", key="k", countdown=60)
     send(site, "other app", app_id="2", key="k", countdown=60)
-    send(site, "b", key="k", countdown=120)
-    assert last_outcome.get() == Outcome(status="replaced", id="b")
+    assert send(site, "b", key="k", countdown=120) == Outcome(status="replaced", id="b")
     assert {job.id for job in schedule.list().jobs} == {"b", "other app"}
-    send(site, "c", key="k")
-    assert last_outcome.get() == Outcome(status="replaced", id="c")
+    assert send(site, "c", key="k") == Outcome(status="replaced", id="c")
     site.worker("solo")
     until(lambda: site.noted() == ["c"])
-    send(site, "d", key="k", countdown=60)
-    assert last_outcome.get() == Outcome(status="scheduled", id="d")
+    assert send(site, "d", key="k", countdown=60) == Outcome(status="scheduled", id="d")
 
 
 def test_keys_keep(site: Site, schedule: Schedule) -> None:
     """With `keep`, what waits under a key stays and the publisher learns its id."""
     send(site, "a", key="k", countdown=60)
-    send(site, "b", key="k", if_waiting="keep", countdown=1)
-    assert last_outcome.get() == Outcome(status="kept", id="a")
+    kept = send(site, "b", key="k", if_waiting="keep", countdown=1)
+    assert kept == Outcome(status="kept", id="a")
     assert [job.id for job in schedule.list().jobs] == ["a"]
     assert schedule.cancel("a") is Steered.CANCELLED
-    send(site, "c", key="k", if_waiting="keep", countdown=60)
-    assert last_outcome.get() == Outcome(status="scheduled", id="c")
+    scheduled = send(site, "c", key="k", if_waiting="keep", countdown=60)
+    assert scheduled == Outcome(status="scheduled", id="c")
 
 
 def test_a_resent_message_waits_once(site: Site, schedule: Schedule) -> None:

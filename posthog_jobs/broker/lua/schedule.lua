@@ -1,13 +1,13 @@
 -- Stores a message until it is due; one that is due already goes into its queue.
 --
 -- KEYS[1-5] see schedule_lib.lua    KEYS[6] queue
--- KEYS[7] (optional) what was taken last from this sender; or the in-flight hash of the lease that
---         holds this message: a worker fetched it from its queue and found that it is not due
+-- KEYS[7] (optional) what was taken last under the message's name, of those that share it in turn;
+--         or the in-flight hash of the lease that holds this message: a worker fetched it from its
+--         queue and found that it is not due
 -- ARGV[2] id    ARGV[3] due, ms    ARGV[4] partition    ARGV[5] key or ''
 -- ARGV[6] 'replace' or 'keep': what a key that waits already means
 -- ARGV[7] message    ARGV[8] (with KEYS[7]) 'sent' or 'held': which of the two it is
--- ARGV[9] the sender's token for the message, or its tag in flight
--- ARGV[10] (when sent) '1' when it was sent before and the reply was lost
+-- ARGV[9] the message's token, or its tag in flight
 -- Reply   {what happened, id that waits now}: 'scheduled', 'replaced', 'kept', 'queued', or
 --         'lost' when the lease did not hold the message any more
 --
@@ -17,7 +17,7 @@ local id, due, partition, key = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local now = now_ms()
 if ARGV[8] == 'held' and redis.call('HDEL', KEYS[7], ARGV[9]) == 0 then return {'lost', id} end
 local sent = ARGV[8] == 'sent' and KEYS[7]
-if sent and ARGV[10] == '1' then
+if sent then
   local status, known = string.match(redis.call('GET', sent) or '', '^' .. ARGV[9] .. ':(%l+):(.*)$')
   if status then return {status, known} end
 end

@@ -1,10 +1,9 @@
-"""What became of the message that was published last."""
+"""What became of a message that was published through the schedule."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,3 @@ class Outcome:
 
     status: Literal["scheduled", "replaced", "kept", "queued"]
     id: str
-
-
-#: Set by each publish that goes through the schedule, in the publisher's own thread and context.
-last_outcome: Final[ContextVar[Outcome | None]] = ContextVar("last_outcome", default=None)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections import deque
+from contextlib import contextmanager
 from itertools import count
 from ssl import SSLEOFError, SSLError, SSLZeroReturnError
 from time import monotonic, sleep
@@ -24,9 +24,9 @@ from posthog_jobs.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
-    from contextvars import Token
     from types import TracebackType
+
+    from posthog_jobs.broker.transport.outcome import Outcome
 
 
 #: Seconds before the next attempt after a refusal: how much longer from one to the next, at most.
@@ -35,44 +35,46 @@ _LONGEST_PAUSE: Final = 1.0
 
 
 class Sending:
-    """One message on its way.
+    """One message on its way; what is sent meanwhile, as by a signal's handler, is another one.
 
     Attributes:
-        sender: who sends it: this thread of this process.
-        token: which of the sender's messages it is.
+        id: its task id.
+        around: what this thread was sending when this one began.
+        name: what the server keeps under that it took this one; no other one has it meanwhile.
+        token: which of those that have, or had, the name it is.
         unanswered: whether the broker may have it, since a command was sent and its reply is lost.
+        outcome: what became of it, if it went through the schedule.
     """
 
     __slots__ = (
-        "_before",
-        "_error",
-        "_has_paused",
-        "_pause",
-        "_tried",
-        "_until",
-        "sender",
-        "token",
-        "unanswered",
-    )
+        "_error", "_has_paused", "_pause", "_tried", "_until", "around", "id", "name", "outcome",
+        "token", "unanswered",
+    )  # fmt: skip
 
-    _before: Token[Sending | None]
-
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, task_id: str, seconds: float) -> None:
         """Begin to send.
 
         Args:
+            task_id: of the message.
             seconds: after which no further attempt is made.
         """
         self._until = monotonic() + seconds
-        self.sender = f"{_process}-{threading.get_ident():x}"
+        self.id = task_id
+        self.around: Sending | None = None
         self.token = str(next(_tokens))
+        try:
+            self.name = _names.pop()
+        except IndexError:
+            self.name = f"{_process}-{self.token}"
         self._tried = False
         self._error: BaseException | None = None
         self._has_paused, self._pause = False, 0.0
         self.unanswered = False
+        self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
-        self._before = _current.set(self)
+        self.around = being_sent()
+        _local.sending = self
         return self
 
     def __exit__(
@@ -81,10 +83,12 @@ class Sending:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _current.reset(self._before)
+        _local.sending = self.around
+        if not self.unanswered:  # else its command may still be under way
+            _names.append(self.name)
 
-    def attempt(self) -> bool:
-        """Note an attempt; return whether it is not the first one.
+    def attempt(self) -> None:
+        """Note an attempt.
 
         Raises:
             SendingTimeoutError: the time is over. It is no connection's error, so that kombu's
@@ -93,7 +97,6 @@ class Sending:
         again, self._tried = self._tried, True
         if again:
             self.check()
-        return again
 
     def check(self) -> None:
         """Raise SendingTimeoutError when the time for further attempts is over.
@@ -146,27 +149,21 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 _tokens: Final = count(1)
-_current: Final[ContextVar[Sending | None]] = ContextVar("sending", default=None)
+#: Names that are free again. Its methods are single steps, which no signal's handler interrupts.
+_names: Final = deque[str]()
+#: Not a context variable: those are handed on to other threads, and to what they send.
+_local: Final = threading.local()
 _process = uuid4().hex
 
 
 def _after_fork() -> None:
     global _process  # noqa: PLW0603  # a child is another sender than its parent
     _process = uuid4().hex
+    _names.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def sending(seconds: float) -> AbstractContextManager[Sending]:
-    """Send one message within; the one that is being sent already, if there is one.
-
-    Args:
-        seconds: how long attempts are made.
-    """
-    current = _current.get()
-    return Sending(seconds) if current is None else nullcontext(current)
 
 
 @contextmanager
@@ -183,7 +180,7 @@ def attempting() -> Iterator[Sending | None]:
 
 def being_sent() -> Sending | None:
     """Return what this thread is sending now."""
-    return _current.get()
+    return getattr(_local, "sending", None)
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from posthog_jobs.broker import envelope, scripts
-from posthog_jobs.broker.transport.outcome import Outcome, last_outcome
-from posthog_jobs.broker.transport.sending import attempting
+from posthog_jobs.broker.transport.outcome import Outcome
+from posthog_jobs.broker.transport.sending import attempting, being_sent
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.transport.channel import DurableChannel
+    from posthog_jobs.broker.transport.sending import Sending
 
 
 class Writer:
@@ -30,31 +31,39 @@ class Writer:
 
         Args:
             queue: the name of the queue.
-            message: what kombu made of it; its headers get its due time, or when it was sent.
+            message: what kombu made of it.
             batch: what the command is added to instead of being sent, where kombu publishes
                 several messages at once.
         """
         channel = self._channel
         key = self.list_of(queue, message)
-        headers = message.get("headers") or {}
-        due = envelope.due_of(headers)
-        if due is not None and due <= time() * 1000 and envelope.KEY_HEADER not in headers:
-            headers[envelope.DUE_HEADER], headers["eta"], due = due, None, None
-        if due is None and envelope.KEY_HEADER not in headers:
-            if "task" in headers:
-                headers[envelope.SENT_HEADER] = int(time() * 1000)
-            script, args = scripts.ENQUEUE, [envelope.dumps(message)]
-            keys = [channel.keys.queue(key), channel.keys.wake(key)]
-        else:
+        # a message that is sent on has what an earlier delivery added; and kombu sends this one,
+        # with the same headers, again if this time fails
+        headers = envelope.undelivered(message.get("headers") or {})
+        message = {**message, "headers": headers}
+        due, now = envelope.due_of(headers), int(time() * 1000)
+        if envelope.KEY_HEADER in headers or (due is not None and due > now):
             script = scripts.SCHEDULE
             keys, args = self.schedule_args(key, message, due or 0)
+        else:
+            if due is not None:
+                headers[envelope.DUE_HEADER], headers["eta"] = due, None
+            elif "task" in headers:
+                headers[envelope.SENT_HEADER] = now
+            script, args = scripts.ENQUEUE, [envelope.dumps(message)]
+            keys = [channel.keys.queue(key), channel.keys.wake(key)]
         if batch is not None:
             batch.add("eval", script.text, len(keys), *keys, *args)
             return
-        reply = self._send(script, keys, args)
+        sending = being_sent()
+        if sending is None or headers.get("id") != sending.id:  # it is sent without Celery
+            script(channel.line, keys, args)
+            return
+        name = channel.keys.sent(sending.name, key)
+        reply = self._send(sending, script, [*keys, name], [*args, "sent", sending.token])
         if reply is not None:
-            status, name = reply
-            last_outcome.set(Outcome(status.decode(), name.decode()))
+            status, kept = reply
+            sending.outcome = Outcome(status.decode(), kept.decode())
 
     def list_of(self, queue: str, message: dict[str, Any]) -> str:
         """Return the name of the list that a message of a queue belongs into, by its priority."""
@@ -86,16 +95,14 @@ class Writer:
             envelope.pack(message),
         ]
 
-    def _send(self, script: scripts.Script, keys: list[str], args: list[Any]) -> Any:
+    def _send(
+        self, sending: Sending, script: scripts.Script, keys: list[str], args: list[Any]
+    ) -> Any:
         """Run a script that takes a message once, also when its reply was lost before."""
         line = self._channel.line
-        with attempting() as message:
-            if message is None:
-                return script(line, keys, args)
-            again = message.attempt()
-            keys = [*keys, self._channel.keys.sent(message.sender)]
-            args = [*args, "sent", message.token, "1" if again else "0"]
+        with attempting():
+            sending.attempt()
             try:
                 return script(line, keys, args)
             finally:
-                message.unanswered = message.unanswered or line.unanswered
+                sending.unanswered = sending.unanswered or line.unanswered
