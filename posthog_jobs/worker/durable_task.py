@@ -14,12 +14,10 @@ from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import (
     AWAY_HEADER,
-    DUE_HEADER,
     ERROR_HEADER,
     IF_WAITING_HEADER,
     KEPT_KEY_HEADER,
     KEY_HEADER,
-    SENT_HEADER,
     WAITED_HEADER,
 )
 from posthog_jobs.broker.transport.sending import is_away
@@ -177,6 +175,19 @@ class DurableTask(Task):
             return end
         return None
 
+    def signature_from_request(self, *arguments: Any, **options: Any) -> Any:
+        """Return what sends a request's message again, as Celery does; its `retry` calls it, too.
+
+        It has no key any more, under which another job may wait by now.
+        """
+        signature = super().signature_from_request(*arguments, **options)
+        headers = dict(signature.options.get("headers") or {})
+        headers.pop(IF_WAITING_HEADER, None)
+        if (key := headers.pop(KEY_HEADER, None)) is not None:
+            headers[KEPT_KEY_HEADER] = key
+        signature.options["headers"] = headers
+        return signature
+
     def again(
         self,
         reason: Exception,
@@ -200,16 +211,8 @@ class DurableTask(Task):
         request = self.request
         logger.warning("%s[%s] runs again in %g s: %s", self.name, request.id, delay, reason)
         known = {**(request.headers or {}), **(headers or {}), ERROR_HEADER: described(reason)}
-        if KEY_HEADER in known:
-            known[KEPT_KEY_HEADER] = known[KEY_HEADER]
-        # without its key, under which another job may wait by now
-        headers = {
-            name: value
-            for name, value in known.items()
-            if name not in (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
-        }
         signature = self.signature_from_request(
-            request, countdown=delay, argsrepr=request.argsrepr, headers=headers, **options
+            request, countdown=delay, argsrepr=request.argsrepr, headers=known, **options
         )
         send_or_requeue(signature.apply_async)
         raise SentAgain(delay) from reason

@@ -298,6 +298,25 @@ def test_a_retry_does_not_replace_a_newer_job(jobs_app: PostHogJobs) -> None:
     assert len(notes(jobs_app, "fail_once")) == 1
 
 
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_retry_by_celery(jobs_app: PostHogJobs, pool: str) -> None:
+    """Celery's own retry of a keyed job leaves alone what waits; its lateness counts anew."""
+    meta = jobs_app.meta_for("recorder")
+    retried = meta.jobs.retry_by_celery(3, key="k").run_in(50, "milliseconds")
+    wait_for(jobs_app, "retry_by_celery")
+    newer = meta.jobs.retry_by_celery(0, key="k").run_in(1, "hour")
+    meta.cache.set("let go", True)
+
+    poll("the retry", lambda: jobs_app.schedule.get(retried.id))
+    found = {job.id: job.key for job in jobs_app.schedule.list().jobs}
+    _, again = wait_for(jobs_app, "retry_by_celery", 2)
+
+    assert found == {retried.id: None, newer.id: "k"}
+    assert (again["attempt"], again["key"]) == (2, "k")
+    assert 0 <= again["late"] < 3
+    assert jobs_app.schedule.get(newer.id) is not None
+
+
 def test_no_keys_on_another_broker() -> None:
     """A key is refused on a broker that cannot keep it, and the job is not sent without it."""
     app = PostHogJobs(config_source={"broker_url": "memory://", "posthog_jobs_apps": APPS})

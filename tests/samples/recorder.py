@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery import current_task
+
 from posthog_jobs import RetryError, job
 
 if TYPE_CHECKING:
@@ -120,6 +122,18 @@ def fail_once(payload: object, meta: Meta) -> None:
     note(meta, "fail_once", attempt=attempt, due=meta.job.due)
     if attempt == 1:
         raise RetryError("not now", delay=payload["delay"] if isinstance(payload, dict) else None)
+
+
+@job
+def retry_by_celery(payload: float, meta: Meta) -> None:
+    """Have Celery run it again, in so many seconds from when somebody says in the cache."""
+    assert meta.job is not None
+    late = None if meta.job.due is None else time.time() - meta.job.due.timestamp()
+    note(meta, "retry_by_celery", attempt=meta.job.attempt, key=meta.job.key, late=late)
+    while not meta.cache.get("let go"):
+        time.sleep(0.02)
+    if meta.job.attempt == 1:
+        current_task.retry(countdown=payload)
 
 
 @job

@@ -86,7 +86,8 @@ KEYS = {
     "posthog_jobs:failed_messages", "posthog_jobs:failed_parts", "posthog_jobs:heads",
     "posthog_jobs:inflight:<owner>", "posthog_jobs:keyed", "posthog_jobs:leases",
     "posthog_jobs:metrics:<app_id>", "posthog_jobs:promoted", "posthog_jobs:replay:<task_id>",
-    "posthog_jobs:sent:<name>:<queue>", "posthog_jobs:storage:<app_id>", "posthog_jobs:tick:<app_id>",
+    "posthog_jobs:sent:<name>:<queue>", "posthog_jobs:storage:<app_id>",
+    "posthog_jobs:tick:<app_id>",
     "posthog_jobs:tick_claim:<app_id>:<hook>:<seconds>", "posthog_jobs:ticks:<app_id>",
     "posthog_jobs:waiting", "posthog_jobs:wake", "posthog_jobs:wake:<queue>",
     # kombu's own, which ours and stock workers share
