@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ T = TypeVar("T")
 
 #: The calls that the running job or hook has made and not waited for; `execution` does.
 unawaited: ContextVar[list[Pending[Any]] | None] = ContextVar("unawaited", default=None)
+
+
+#: Whether this is caused by a call that a lane's thread makes.
+_is_on_lane: ContextVar[bool] = ContextVar("is_on_lane", default=False)
 
 
 class Pending(Generic[T]):
@@ -78,7 +82,14 @@ class Lane:
         """
         if not in_event_loop():
             return function()
-        pending = Pending(self._thread().submit(function), what)
+        context = copy_context()  # a message belongs to the trace that it was sent in
+        context.run(_is_on_lane.set, True)
+        if _is_on_lane.get():  # the thread may wait for what the call that it makes has caused
+            executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+            pending = Pending(executor.submit(context.run, function), what)
+            executor.shutdown(wait=False)
+        else:
+            pending = Pending(self._thread().submit(context.run, function), what)
         calls = unawaited.get()
         if calls is not None:
             calls.append(pending)

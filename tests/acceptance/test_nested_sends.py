@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,16 +57,16 @@ class Once:
 
     def __init__(self, function: Callable[[], str]) -> None:
         self._function = function
-        self._local = threading.local()
+        self._is_inside: ContextVar[bool] = ContextVar("is_inside", default=False)
         self.returned: list[str] = []
 
     def __call__(self, *_: Any, **__: Any) -> None:
-        if not getattr(self._local, "inside", False):
-            self._local.inside = True
+        if not self._is_inside.get():
+            token = self._is_inside.set(True)
             try:
                 self.returned.append(self._function())
             finally:
-                self._local.inside = False
+                self._is_inside.reset(token)
 
 
 @contextmanager
@@ -108,6 +110,30 @@ def test_a_handler_that_sends_under_a_key(idle_app: PostHogJobs) -> None:
 
     waiting = {job.id: job.key for job in idle_app.schedule.list().jobs}
     assert waiting == {outer.id: "outer", call.returned[0]: "inner"}
+
+
+def test_in_a_running_loop(idle_app: PostHogJobs, idle_server: RedisProcess) -> None:
+    """A handler sees the trace of the coroutine that sends, and may await a send of its own."""
+    trace: ContextVar[str] = ContextVar("trace", default="none")
+    jobs = idle_app.meta_for("recorder").jobs
+    seen = []
+
+    async def send(name: str) -> str:
+        trace.set(name)
+        handle = jobs.record(name).run_now()
+        await handle
+        return handle.id
+
+    def inner() -> str:
+        seen.append(trace.get())
+        return asyncio.run(send("inner"))
+
+    call = Once(inner)
+    with within("before_task_publish", idle_app, call):
+        outer = asyncio.run(send("outer"))
+
+    assert seen == ["outer"]
+    assert arrived(idle_server) == sorted([outer, *call.returned])
 
 
 def test_more_threads_than_connections_in_the_pool(idle_server: RedisProcess) -> None:

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import threading
+from contextvars import ContextVar
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,26 @@ def test_one_thread_in_order() -> None:
     assert order == list(range(100))
     assert len(threads) == 1
     assert threading.current_thread() not in threads
+
+
+def test_in_the_context_of_the_caller() -> None:
+    """Return: a call sees the context variables that its caller set, and changes none of its."""
+    trace: ContextVar[str] = ContextVar("trace", default="none")
+
+    def swap() -> str:
+        found = trace.get()
+        trace.set("of the call")
+        return found
+
+    async def send(name: str) -> tuple[str, str]:
+        trace.set(name)
+        await asyncio.sleep(0)
+        return await in_loop(swap), trace.get()
+
+    async def main() -> list[tuple[str, str]]:
+        return list(await asyncio.gather(send("a"), send("b")))
+
+    assert asyncio.run(main()) == [("a", "a"), ("b", "b")]
 
 
 def test_awaited_twice() -> None:
