@@ -44,7 +44,7 @@ from posthog_jobs.settings import Settings
 from posthog_jobs.worker.configuration import (
     DEFAULTS,
     adopt,
-    check_json_only,
+    check_formats,
     check_not_eager,
     checked_scheme,
     retry_policy,
@@ -154,7 +154,7 @@ class PostHogJobs(Celery):
         if self._runtime is None:
             with self._runtime_lock:
                 if self._runtime is None:
-                    check_json_only(self.conf)
+                    check_formats(self.conf)
                     check_not_eager(self.conf)
                     settings, server = self.settings, self.server
                     self._runtime = Runtime(

@@ -39,7 +39,7 @@ WAITED_HEADER = "posthog_jobs_waited"
 AWAY_HEADER = "posthog_jobs_away"
 
 #: What a message says of one delivery alone, and none that is made new of it takes over.
-DELIVERY_HEADERS = (KEY_HEADER, IF_WAITING_HEADER, DUE_HEADER, SENT_HEADER, "redelivered")
+DELIVERY_HEADERS = (KEY_HEADER, IF_WAITING_HEADER, *_OF_DELIVERY)
 
 #: More than any payload nests (`posthog_jobs.jobs.payload`), with the lists and objects around it.
 MAX_DEPTH = 220
@@ -276,6 +276,15 @@ _INFLATERS: Final[dict[str, Callable[[], _Inflater]]] = {
 }
 
 
+#: What may be chosen of them, for those who choose another one.
+COMPRESSIONS: Final = "gzip, bzip2 or lzma"
+
+
+def can_inflate(compression: object) -> bool:
+    """Tell whether workers unpack this compression."""
+    return isinstance(compression, str) and compression in _INFLATERS
+
+
 def inflate(data: bytes, compression: object) -> bytes:
     """Return a body as it was before it was compressed.
 
@@ -289,8 +298,8 @@ def inflate(data: bytes, compression: object) -> bytes:
     make = _INFLATERS.get(compression) if isinstance(compression, str) else None
     if make is None:
         raise ValueError(
-            "the body is compressed with what we do not unpack; set task_compression to gzip, "
-            "bzip2 or lzma"
+            "the body is compressed with what we do not unpack; set task_compression to "
+            f"{COMPRESSIONS}"
         )
     inflater = make()
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu.transport import TRANSPORT_ALIASES
 
 from posthog_jobs.broker import rabbitmq
+from posthog_jobs.broker.envelope import COMPRESSIONS, can_inflate
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.worker.conf import Conf
 
@@ -64,12 +65,19 @@ def checked_scheme(url: str | list[str] | None) -> str:
     return scheme
 
 
-def check_json_only(conf: Any) -> None:
-    """Refuse a configuration that takes or sends anything but JSON.
+def check_formats(conf: Any) -> None:
+    """Refuse a configuration that takes or sends what workers do not read.
 
     Raises:
-        ConfigurationError: it does; the key is named.
+        ConfigurationError: it is not JSON, or compressed with what they do not unpack; the key is
+            named.
     """
+    compression = conf.task_compression
+    if compression is not None and not can_inflate(compression):
+        raise ConfigurationError(
+            f"task_compression is {compression!r:.60}, which the workers of posthog_jobs do not "
+            f"unpack, since others cannot be told to stop at a size; set it to {COMPRESSIONS}"
+        )
     for key in (
         "accept_content",
         "result_accept_content",

@@ -7,12 +7,14 @@ import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import kombu.compression
 import pytest
 
 from posthog_jobs.broker.schedule import Forecast
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
+    ConfigurationError,
     CursorError,
     DueError,
     NaiveDatetimeError,
@@ -74,6 +76,14 @@ def test_get_shows_a_waiting_job(jobs: Jobs, schedule: Schedule) -> None:
     assert (job.job, job.queue) == ("posthog_jobs.recorder.record", "celery")
     assert job.message["headers"]["id"] == handle.id
     assert b'["recorder", {"url": "http://x"}]' in job.body
+
+
+def test_a_compression_that_workers_do_not_unpack(idle_app: PostHogJobs) -> None:
+    """A message whose own compression workers cannot read is refused where it is sent."""
+    kombu.compression.register(bytes, bytes, "application/x-of-test", aliases=["of-test"])
+
+    with pytest.raises(ConfigurationError, match=r"x-of-test.* let its task have gzip"):
+        idle_app.send_task("plain", compression="of-test")
 
 
 @pytest.mark.parametrize("compression", ["gzip", "bzip2"])

@@ -77,6 +77,7 @@ def test_apps_beside_the_configuration_are_found(tmp_path: Path) -> None:
         ("posthog_jobs_apps = {'x': {'modul': 'y'}}", "unknown field 'modul'; did you mean"),
         ("broker_url = 'redus://x'", "has the scheme 'redus', which is no broker"),
         ("accept_content = ['pickle']", "takes JSON alone"),
+        ("task_compression = 'brotli'", "set it to gzip, bzip2 or lzma"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(tmp_path: Path, config: str, message: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.transport.outcome import Outcome
 from posthog_jobs.broker.transport.sending import attempting, being_sent
+from posthog_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.transport.channel import DurableChannel
@@ -41,6 +42,11 @@ class Writer:
         # with the same headers, again if this time fails
         headers = envelope.undelivered(message.get("headers") or {})
         message = {**message, "headers": headers}
+        if not envelope.can_inflate(compression := headers.get("compression", "gzip")):
+            raise ConfigurationError(
+                f"a message for queue {queue!r} is compressed with {compression!r:.60}, which the "
+                f"workers of posthog_jobs do not unpack; let its task have {envelope.COMPRESSIONS}"
+            )
         due, now = envelope.due_of(headers), int(time() * 1000)
         if envelope.KEY_HEADER in headers or (due is not None and due > now):
             script = scripts.SCHEDULE
