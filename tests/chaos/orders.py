@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 #: Delays, in seconds, of the job that is retried; one that fails more often is kept as failed.
 RETRY_DELAYS: Final = [0.5, 1.0, 1.5]
 
-#: How often each kind is drawn, in percent. `far` and `cancelled` are jobs `delayed`.
+#: How often each kind is drawn, in percent. `far` and `cancelled` are jobs `delayed`; a signal's
+#: handler sends the `interrupting` ones, jobs `immediate`, in the middle of another one's sending.
 KINDS: Final[dict[str, float]] = {
-    "immediate": 39,
+    "immediate": 35,
+    "interrupting": 4,
     "delayed": 26,
     "failing": 8,
     "retrying": 8,
@@ -60,7 +62,8 @@ class Order:
     @property
     def job(self) -> str:
         """The name of the job."""
-        return "delayed" if self.kind in ("cancelled", "far") else self.kind
+        other = {"cancelled": "delayed", "far": "delayed", "interrupting": "immediate"}
+        return other.get(self.kind, self.kind)
 
     @property
     def fails(self) -> str | None:
@@ -85,7 +88,7 @@ def orders(seed: int, seconds: float, rate: float) -> Iterator[Order]:
         at = n / rate
         delay = draw.uniform(0.1, longest)
         match kind:
-            case "immediate" | "failing":
+            case "immediate" | "interrupting" | "failing":
                 yield Order(n=n, at=at, kind=kind)
             case "delayed":
                 yield Order(n=n, at=at, kind=kind, delay=delay)

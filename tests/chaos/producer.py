@@ -1,4 +1,4 @@
-"""Enqueues the jobs of a chaos run, in a process of its own, from several threads.
+"""Enqueues the jobs of a chaos run, in a process of its own, from threads and a signal's handler.
 
 Each job is noted before it is sent, and what came of it afterwards.
 """
@@ -9,8 +9,11 @@ import argparse
 import heapq
 import logging
 import os
+import random
+import signal
 import threading
 import time
+from collections import deque
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -116,6 +119,37 @@ class Sender(threading.Thread):
         self._notes.write(what="cancelled", n=order.n, at=time.time(), answer=answer)
 
 
+class InterruptedSender(Sender):
+    """Sends from the main thread, where a signal's handler sends more in the middle of that."""
+
+    def __init__(
+        self,
+        app: Producer,
+        notes: Notebook,
+        agenda: Iterable[Order],
+        began: float,
+        interrupting: Iterable[Order],
+    ) -> None:
+        super().__init__(app, notes, agenda, began)
+        self._interrupting = deque(interrupting)
+        signal.signal(signal.SIGALRM, lambda *_: self._interrupt())
+
+    def run(self) -> None:
+        """Work off the agenda, and then what no sending was there to be interrupted for."""
+        super().run()
+        while self._interrupting:
+            self._interrupt()
+
+    def _send(self, order: Order) -> None:
+        if self._interrupting and time.time() >= self._began + self._interrupting[0].at:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-3))
+        super()._send(order)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _interrupt(self) -> None:
+        super()._send(self._interrupting.popleft())
+
+
 def main() -> None:
     """Send all jobs of a run."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.producer", description=__doc__)
@@ -130,10 +164,14 @@ def main() -> None:
     app = Producer(config_source={"broker_url": args.url, **settings(args.folder)})
     app.outcomes = {}
     notes = Notebook(args.folder / "sent" / "sent.jsonl")
-    agenda = list(orders(args.seed, args.seconds, args.rate))
-    senders = [Sender(app, notes, agenda[n::SENDERS], args.began) for n in range(SENDERS)]
+    all_orders = list(orders(args.seed, args.seconds, args.rate))
+    interrupting = [order for order in all_orders if order.kind == "interrupting"]
+    agenda = [order for order in all_orders if order.kind != "interrupting"]
+    mine, *others = [agenda[n::SENDERS] for n in range(SENDERS)]
+    senders = [Sender(app, notes, some, args.began) for some in others]
     for sender in senders:
         sender.start()
+    InterruptedSender(app, notes, mine, args.began, interrupting).run()
     for sender in senders:
         sender.join()
 
