@@ -7,12 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from amqp.exceptions import PreconditionFailed
-from kombu.exceptions import OperationalError
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.envelope import body_of, dumps, netstrings
 from posthog_jobs.broker.rabbitmq import REFUSALS, name_is_taken, queue_of
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR, TRIM, warn_of_dropped
+from posthog_jobs.broker.transport.sending import publishing
+from posthog_jobs.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from kombu import Queue
@@ -84,7 +85,7 @@ class FailuresBeside:
             text: the message, as JSON.
 
         Raises:
-            kombu.exceptions.OperationalError: RabbitMQ does not take it.
+            BrokerUnavailableError: RabbitMQ does not take it.
             ConfigurationError: it has the queue, or its exchange, of another kind.
         """
         app, message = self._app, json.loads(text)
@@ -93,7 +94,7 @@ class FailuresBeside:
             app.amqp.queues[name] if name else app.amqp.router.route({}, headers["task"])["queue"]
         )
         try:
-            with app.producer_or_acquire() as producer:
+            with publishing(), app.producer_or_acquire() as producer:
                 producer.publish(
                     body_of(message),
                     exchange=queue.exchange,
@@ -110,7 +111,7 @@ class FailuresBeside:
         except PreconditionFailed as error:
             raise name_is_taken(error) from error
         except REFUSALS as error:
-            raise OperationalError(str(error)) from error
+            raise BrokerUnavailableError(f"RabbitMQ refuses a message: {error}") from error
 
 
 def _enveloped(message: Any) -> dict[str, Any]:
