@@ -44,7 +44,7 @@ def setup_plugin(meta: Meta) -> None:
         secret = meta.config["secret"].removeprefix("whsec_")
         meta.global_["key"] = base64.b64decode(secret, validate=True)
     except ValueError:
-        raise ValueError("secret is no base64") from None
+        raise ValueError("secret is not base64") from None
     names = (name.strip() for name in meta.config["events"].split(","))
     meta.global_["events"] = frozenset(name for name in names if name)
     meta.global_["client"] = httpx.AsyncClient(timeout=float(meta.config["timeout"]))

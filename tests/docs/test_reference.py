@@ -147,6 +147,17 @@ def test_methods_in_tables_exist(known: dict[str, Any]) -> None:
                 assert hasattr(target, method), (owner[1], method)
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "explanation/architecture.md"])
+def test_the_modules_exist(name: str) -> None:
+    """Contributing and architecture: the modules and packages that they send a reader to exist."""
+    text = page(name)
+
+    for module in re.findall(r"`((?:[a-z_]+/)+(?:\w+\.(?:py|lua))?)`", text):
+        inside = "" if module.startswith(("tests/", "docs/")) else "posthog_jobs"
+        if module != "lua/":
+            assert (ROOT / inside / module).exists(), module
+
+
 def test_the_public_names_are_explained() -> None:
     """API: each public name of the package, and of the testing kit, is in the docs."""
     text = page("reference/api.md") + page("howto/test-an-app.md")

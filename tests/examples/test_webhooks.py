@@ -147,7 +147,7 @@ class TestConfig:
         ("field", "value", "message"),
         [
             ("url", "hooks.example", "url begins with neither"),
-            ("secret", "not base64!", "secret is no base64"),
+            ("secret", "not base64!", "secret is not base64"),
             ("timeout", "soon", "soon"),
         ],
     )
