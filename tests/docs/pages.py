@@ -6,7 +6,7 @@ What a block is for stands behind its language, where a reader's browser does no
 |---|---|
 | `sh` | runs it; whatever command fails, fails the test |
 | `sh terminal` | starts it, and goes on as soon as it listens; ends it with the page |
-| `sh check` | runs nothing, but looks whether each command and option exists |
+| `sh check`, `console` | runs nothing, but looks whether each command and option exists |
 | `python` | runs it as a script |
 | `python app` | loads it as an app |
 | `python settings` | looks whether each name is a setting |
@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -45,6 +46,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from celery.app.defaults import NAMESPACES, flatten
 from celery.bin.celery import celery as celery_command
 
+from posthog_jobs.broker.embedded import EmbeddedServer
 from posthog_jobs.settings import Settings
 from posthog_jobs.testing import AppTester
 
@@ -143,14 +145,14 @@ class Story:
 
     def __exit__(self, *_: object) -> None:
         for process, _log in self._terminals:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         for process, _log in self._terminals:
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-        if (self._home / "jobs" / "redis.sock").exists():
-            self._run("celery -A posthog_jobs jobs stop-embedded")
+        EmbeddedServer(self._home / "jobs").stop()
         shutil.rmtree(self._home)
 
     def follow(self, block: Block) -> None:
@@ -209,6 +211,7 @@ class Story:
 
     def _mermaid(self, block: Block) -> None:
         assert block.text.split()[0] in {"flowchart", "sequenceDiagram"}, block
+        assert ";" not in block.text, f"{block}: a semicolon ends a statement"
 
     def _lacks(self, block: Block, found: str) -> str | None:
         """Return the first line of a block that is not in a text."""
