@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, Story, blocks, needs_worker
+from tests.docs.pages import PAGES, ROOT, Story, blocks, check, needs_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,14 @@ def test_no_block_uses_an_unknown_name(tmp_path: Path) -> None:
     result = subprocess.run(ruff, capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_commands_in_the_text_exist(page: Path) -> None:
+    """A page: what its sentences tell a reader to type exists, too, with its options."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"`((?:celery -A|python -m|pip install|\. \.venv)[^`]*)`", text):
+        check(" ".join(command.split()))
 
 
 def anchors(page: Path) -> set[str]:
