@@ -348,19 +348,19 @@ def _check(argv: list[str]) -> None:
 
 def _check_celery(argv: list[str]) -> None:
     command: Any = celery_command
-    for word in argv:
+    rest = iter(argv)
+    for word in rest:
         if word == "flower" and command is celery_command:
             assert "flower" in extras()
             return  # another package's, with options of its own
-        if hasattr(command, "commands") and not word.startswith("-"):
-            if word not in command.commands and command.invoke_without_command:
-                continue
+        if re.fullmatch(r"--?[a-zA-Z][\w-]*", word):
+            known = {o: each for each in command.params for o in (*each.opts, *each.secondary_opts)}
+            assert word in known, f"celery {shlex.join(argv)}: it has no {word}"
+            for _ in range(0 if known[word].is_flag else known[word].nargs):
+                next(rest, None)
+        elif hasattr(command, "commands"):
+            assert word in command.commands, f"celery {shlex.join(argv)}: there is no {word}"
             command = command.commands[word]
-        elif re.fullmatch(r"--?[a-zA-Z][\w-]*", word):
-            options = {
-                name for each in command.params for name in (*each.opts, *each.secondary_opts)
-            }
-            assert word in options, f"celery {shlex.join(argv)}: it has no {word}"
 
 
 def extras() -> dict[str, list[str]]:
