@@ -124,6 +124,10 @@ class AppExitError(AppError):
     """An app's code called `sys.exit`, or raised what is not an Exception, as KeyboardInterrupt."""
 
 
+class AppControlError(AppError):
+    """An app's code raised what only Celery, or a task of ours, may say of a message: `Ignore`."""
+
+
 class AppUnreadableError(AppError):
     """An app's code raised an exception whose own text cannot be read: its `__str__` raises."""
 

@@ -183,14 +183,13 @@ def _call(
     except BaseException as error:
         # Elsewhere it may come from a signal handler of the program that this is; in a worker it
         # would end what else is to run, or the worker, and then the next one, to which the message
-        # is delivered again. Celery's own are subclasses of SystemExit.
-        is_exit = isinstance(error, SystemExit)
-        if not in_worker.get() or (is_exit and (type(error) is not SystemExit or _is_terminated())):
+        # is delivered again.
+        if not in_worker.get() or (isinstance(error, SystemExit) and _is_told_to_end()):
             raise
         did = (
             f"called sys.exit({error.code!r})"
-            if isinstance(error, SystemExit)
-            else f"raised {type(error).__name__}, which is no Exception"
+            if type(error) is SystemExit
+            else f"raised {type(error).__name__}, which is not an Exception"
         )
         raise AppExitError(
             f"{_name(function)} {did}; return, or raise an exception, instead"
@@ -220,8 +219,11 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", None) or repr(function)
 
 
-def _is_terminated() -> bool:
-    """Tell whether this is a pool's child that was told to end, as at a hard time limit."""
+def _is_told_to_end() -> bool:
+    """Tell whether this worker is to end at once, or this child of its pool, as at a time limit."""
+    worker = sys.modules.get("celery.worker.state")  # which only a worker imports
+    if worker is not None and worker.should_terminate is not None:
+        return True
     billiard = sys.modules.get("billiard.common")  # which only Celery's prefork pool imports
     return billiard is not None and bool(billiard.terminate_handler_fired())
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from celery import Task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError
@@ -22,6 +22,7 @@ from posthog_jobs.broker.envelope import (
 )
 from posthog_jobs.broker.transport.sending import is_away
 from posthog_jobs.errors import (
+    AppControlError,
     AppDisabledError,
     AppExitError,
     AppMemoryError,
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     from posthog_jobs.jobs.retry import Policy
 
 logger = logging.getLogger(__name__)
+
+_Exception = TypeVar("_Exception", bound=Exception)
+
+#: By which Celery is told that a message is dealt with, or that its worker is gone.
+_CONTROL: Final = (Ignore, Reject, Retry, Terminated, WorkerLostError)
 
 _LONGEST_ERROR: Final = 500
 
@@ -121,8 +127,8 @@ class DurableTask(Task):
 
         Raises:
             SentAgain: the broker or a store is away, so that it runs again later.
-            AppMemoryError, AppExitError: the app's code ran out of memory, or raised what is no
-                Exception, such as KeyboardInterrupt.
+            AppMemoryError, AppExitError, AppControlError: the app's code ran out of memory, raised
+                what is no Exception, such as KeyboardInterrupt, or what is Celery's to raise.
         """
         request = self.request
         token, end = current_task_id.set(request.id), None
@@ -137,6 +143,13 @@ class DurableTask(Task):
             self.wait_for_server(error)
         except MemoryError as error:
             raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
+        except _CONTROL as error:
+            if error is getattr(request, "ending", None):
+                raise
+            raise AppControlError(
+                f"{self.name} raised {type(error).__name__}, by which Celery would let its message "
+                f"go unseen; return, or raise an exception of your own, instead: {error}"
+            ) from error
         except (Exception, SystemExit):
             raise
         except BaseException as error:
@@ -145,6 +158,21 @@ class DurableTask(Task):
             if end is not None:
                 end()
             current_task_id.reset(token)
+
+    def retry(self, *args: Any, throw: bool = True, **kwargs: Any) -> Any:
+        """Send the task again, as Celery's own does."""
+        ending = self._ending(super().retry(*args, throw=False, **kwargs))
+        if throw:
+            raise ending
+        return ending
+
+    def _ending(self, ending: _Exception) -> _Exception:
+        """Note that it is by our own doing that this delivery ends so; return the same.
+
+        An app can raise an exception of the same class, and means something else.
+        """
+        self.request.ending = ending
+        return ending
 
     def accepts(self, args: Any, kwargs: Any) -> bool:  # noqa: ARG002  # subclasses use it
         """Tell whether a message's arguments are of this task's shape."""
@@ -169,7 +197,7 @@ class DurableTask(Task):
         state = sys.modules.get("celery.worker.state")  # which only a worker has imported
         if state is not None and request.id in state.revoked:
             logger.info("Discarding revoked task: %s[%s]", self.name, request.id)
-            raise Ignore
+            raise self._ending(Ignore())
         if (request.delivery_info or {}).get("redelivered"):
             end: Callable[[], None] | None = self.app.deliveries.start(self.name, request.id)
             return end
@@ -214,8 +242,23 @@ class DurableTask(Task):
         signature = self.signature_from_request(
             request, countdown=delay, argsrepr=request.argsrepr, headers=known, **options
         )
-        send_or_requeue(signature.apply_async)
-        raise SentAgain(delay) from reason
+        self.send_or_requeue(signature.apply_async)
+        raise self._ending(SentAgain(delay)) from reason
+
+    def send_or_requeue(self, send: Callable[[], object]) -> None:
+        """Send what shall run later; if the broker is away, what runs now is to run again instead.
+
+        Raises:
+            Reject: the broker is away; this delivery is not acknowledged, and comes again.
+        """
+        try:
+            send()
+        except (OperationalError, RedisError, OSError) as error:
+            if not is_away(error):
+                raise
+            # kept unacknowledged: Celery logs this, and it comes again when the broker is back
+            again = Reject(f"the broker is away: {error}", requeue=True)
+            raise self._ending(again) from error
 
     def wait_for_app(self, reason: Exception) -> NoReturn:
         """Send the message again, due later, because its app is not there now.
@@ -244,21 +287,6 @@ class DurableTask(Task):
         self.again(
             reason, LOAD_AGAIN, waited, {AWAY_HEADER: waited + 1}, retries=self.request.retries
         )
-
-
-def send_or_requeue(send: Callable[[], object]) -> None:
-    """Send what shall run later; if the broker is away, what runs now is to run again instead.
-
-    Raises:
-        Reject: the broker is away; this delivery is not acknowledged, and comes again.
-    """
-    try:
-        send()
-    except (OperationalError, RedisError, OSError) as error:
-        if not is_away(error):
-            raise
-        # kept unacknowledged: Celery logs this, and it comes again when the broker is back
-        raise Reject(f"the broker is away: {error}", requeue=True) from error
 
 
 def describe(app_id: object, size: int | None) -> str:

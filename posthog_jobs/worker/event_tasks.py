@@ -12,7 +12,7 @@ from posthog_jobs.broker.envelope import APP_HEADER, ERROR_HEADER
 from posthog_jobs.errors import AppError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR, delay_after
-from posthog_jobs.worker.durable_task import DurableTask, describe, described, send_or_requeue
+from posthog_jobs.worker.durable_task import DurableTask, describe, described
 
 if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installation
@@ -54,7 +54,7 @@ class CaptureTask(DurableTask):
             retries=1,
             headers={ERROR_HEADER: described(reason)},
         )
-        send_or_requeue(send)
+        self.send_or_requeue(send)
 
 
 class OnEventTask(DurableTask):
