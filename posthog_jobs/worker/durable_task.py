@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from celery import Task
+from celery import Celery, Task
+from celery.app.trace import build_tracer
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
@@ -57,6 +60,23 @@ _CONTROL: Final = (Ignore, Reject, Retry, Terminated, WorkerLostError)
 _LONGEST_ERROR: Final = 500
 
 
+class _NoBackend(DisabledBackend):
+    """In the place of a result backend; the tracer looks for no result of an earlier delivery."""
+
+    persistent = False
+
+
+class _WithoutResults:
+    """An app as its tasks' tracers see it, that has no result backend."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self.backend = _NoBackend(app)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app, name)
+
+
 class PlainTask(Task):
     """Any other Celery task of the app; it is kept as failed where it is acknowledged late."""
 
@@ -81,6 +101,7 @@ class DurableTask(Task):
     app_name: str | None = None
     job_name: str | None = None
     max_retries = None  # the retry policies count
+    _trace: Any = None
 
     #: What it takes, for who sends it by its name.
     takes = "the arguments that posthog_jobs itself sends it with"
@@ -158,6 +179,23 @@ class DurableTask(Task):
             if end is not None:
                 end()
             current_task_id.reset(token)
+
+    @property
+    def __trace__(self) -> Any:
+        """Celery's tracer of the task, which looks for no result of an earlier delivery either."""
+        if self._trace is None:
+            app = _WithoutResults(self.app)
+            self._trace = build_tracer(self.name, self, self.app.loader, app=app)
+        return self._trace
+
+    @__trace__.setter
+    def __trace__(self, trace: Any) -> None:
+        self._trace = None  # Celery's would; each process builds one
+
+    @cached_property
+    def backend(self) -> _NoBackend:
+        """None: a job has no result, and one that failed must not wait for a server of results."""
+        return _NoBackend(self.app)
 
     def retry(self, *args: Any, throw: bool = True, **kwargs: Any) -> Any:
         """Send the task again, as Celery's own does."""

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from celery.app.registry import TaskRegistry
-from celery.app.trace import build_tracer
 
 from posthog_jobs.worker.tasks import JobTask
 
@@ -34,7 +33,6 @@ class JobRegistry(TaskRegistry):
         names = {"name": name, "app_name": match["app"], "job_name": match["job"]}
         task = type("JobTask", (JobTask,), {"__module__": __name__, **names})()
         task.bind(self.app)
-        task.__trace__ = build_tracer(name, task, self.app.loader, app=self.app)
         if self.app.runtime.is_exported(match["app"], match["job"]):
             self[name] = task
         return task
