@@ -15,3 +15,15 @@ def late(number: int) -> float:
 @app.task(name="plain.early")  # type: ignore[untyped-decorator]
 def early(number: int) -> float:
     return 1 / number
+
+
+class MuteError(Exception):
+    """It cannot tell what is wrong."""
+
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+@app.task(name="plain.mute", acks_late=True)  # type: ignore[untyped-decorator]
+def mute() -> None:
+    raise MuteError

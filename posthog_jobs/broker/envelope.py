@@ -177,6 +177,18 @@ def check_depth(raw: bytes, decoded: object) -> None:
     raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
 
 
+def is_to_blame(raw: object, error: Exception) -> bool:
+    """Tell whether it is a message's fault that it was not read, and not that of who read it.
+
+    Args:
+        raw: its text, or its body.
+        error: what reading it raised.
+    """
+    if isinstance(error, RecursionError):  # an app can set a low limit
+        return isinstance(raw, bytes) and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+    return not isinstance(error, MemoryError)
+
+
 def check_shape(message: Any) -> None:
     """Refuse what kombu could not even make a message of.
 

@@ -144,7 +144,7 @@ class FailedJob:
             reason=reason,
             # an exception that cannot be pickled comes in a wrapper that names its class
             exception=_word(getattr(error, "exc_cls_name", type(error).__name__)),
-            message=redact(str(error))[:_MESSAGE],
+            message=redact(_text(error))[:_MESSAGE],
             traceback=showable(str(traceback)),
             worker=worker,
             attempts=1 + (retries if isinstance(retries, int) else 0),
@@ -242,6 +242,14 @@ class FailedCount:
 def is_word(value: object) -> TypeGuard[str]:
     """Tell whether a value can be written into a line of a log, and read there as what it is."""
     return isinstance(value, str) and 0 < len(value) <= _WORD and value.isprintable()
+
+
+def _text(error: BaseException) -> str:
+    """Return what an exception says; a project's own task may raise one that cannot say it."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # whatever its code does
+        return "its text cannot be read; mend its __str__"
 
 
 def _word(value: object) -> str:

@@ -172,7 +172,7 @@ def _call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    token = current_job.set(running)
+    token, recursion_limit = current_job.set(running), sys.getrecursionlimit()
     try:
         result = function(*args, **kwargs)
         if result is not None and inspect.isawaitable(result):
@@ -196,6 +196,8 @@ def _call(
         ) from error
     finally:
         current_job.reset(token)
+        if sys.getrecursionlimit() != recursion_limit:  # or it would be so for all that comes after
+            sys.setrecursionlimit(recursion_limit)
     return result
 
 

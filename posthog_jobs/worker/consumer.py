@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 import posthog_jobs.worker.control  # noqa: F401  # registers what workers answer to `jobs doctor`
 from posthog_jobs.apps.registry import INTERVAL
+from posthog_jobs.broker.envelope import is_to_blame
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
 from posthog_jobs.broker.transport import OPTION, WRITES
@@ -30,7 +31,8 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.limits import unlimited_jobs
-from posthog_jobs.worker.pools import confirm, recall
+from posthog_jobs.worker.pools import confirm, recall, report_failures
+from posthog_jobs.worker.request import has_request
 from posthog_jobs.worker.requests import keep
 from posthog_jobs.worker.strategies import JobStrategies
 from posthog_jobs.worker.tick_tasks import schedule_ticks
@@ -201,7 +203,11 @@ class JobConsumer(Consumer):
         return conn
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return what takes in each message; one that Celery trips over is kept as failed."""
+        """Return what takes in each message; one that cannot be read is kept as failed.
+
+        What is raised later, as by a pool that has no thread left, ends the worker, which puts back
+        what it has not run.
+        """
         handle = super().create_task_handler(*args, **kwargs)
         # kombu counts KeyError among them, which a message without an id raises as well
         lost = [error for error in self.connection_errors if error is not KeyError]
@@ -213,12 +219,14 @@ class JobConsumer(Consumer):
             except passes:
                 raise
             except Exception as error:
-                if not message.acknowledged:
+                if message.acknowledged:
+                    # as with a plain task that was acknowledged before it ran, and then named
+                    # another one to run which is none
+                    logger.exception("Task %s ran, and its end failed", message.headers["id"])
+                elif not has_request(message) and is_to_blame(message.body, error):
                     self._keep(message, Reason.UNDECODABLE, error)
-                    return
-                # as with a plain task that was acknowledged before it ran, and then named another
-                # one to run which is none
-                logger.exception("Task %s ran, and its end failed", message.headers["id"])
+                else:
+                    raise
 
         return on_task_received
 
@@ -257,9 +265,17 @@ class JobConsumer(Consumer):
         """Consume until the worker stops.
 
         Raises:
-            ConfigurationError: RabbitMQ has one of the queues, but of another kind.
+            ConfigurationError: RabbitMQ has one of the queues, but of another kind; or the pool
+                cannot be scaled.
         """
+        if self.controller.autoscale and not hasattr(self.pool, "grow"):
+            raise ConfigurationError(
+                f"--autoscale works with no pool of {type(self.pool).__module__}; leave it out, or "
+                "use -P prefork; a pool of threads starts them as they are needed, up to "
+                "--concurrency"
+            )
         self._loop_thread = get_ident()
+        report_failures(self.pool)
         self.pool._does_debug = False  # noqa: SLF001  # Celery's debug log quotes the arguments
         self.app.runtime.registry.on_change(lambda: self.call_soon(self._take_change))
         try:

@@ -7,7 +7,7 @@ import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from celery import Celery, Task
+from celery import Task
 from celery.app.trace import build_tracer
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
@@ -46,6 +46,7 @@ from posthog_jobs.worker.job_ends import SentAgain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from celery import Celery
     from celery.app.task import Context
 
     from posthog_jobs.jobs.retry import Policy

@@ -1,4 +1,4 @@
-"""What a worker has handed to its pool, and its pool has not begun yet."""
+"""What a worker needs of its pool: what it has not begun, how it tells of a failure, its end."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from contextlib import suppress
 from inspect import isgenerator, ismethod
 from queue import Empty
 from time import monotonic, sleep
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.utils.log import get_logger
 from celery.worker import state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = get_logger(__name__)
 
 #: Seconds that a child may take to confirm, and a thread to begin. A child is idle when it is
 #: handed a job, unless the worker runs with `-O fast`.
@@ -90,3 +98,30 @@ def _read(processes: Any, hub: Any, fd: int) -> None:
             next(reader)
     else:
         processes.handle_result_event(fd)
+
+
+def can_cancel(pool: BasePool) -> bool:
+    """Tell whether a pool can end a task that runs, as one of processes can."""
+    return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job
+
+
+def report_failures(pool: BasePool) -> None:
+    """Have a pool hand what Celery's tracer raises to the request, as one of processes does.
+
+    Else a pool of threads forgets it, and the request never ends; solo raises it in the consumer.
+    """
+    if pool.uses_semaphore:  # it is one of processes
+        return
+    on_apply = pool.on_apply
+
+    def apply(target: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        def trace(name: str, task_id: str, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return target(name, task_id, *args, **kwargs)
+            except Exception:
+                logger.exception("Task %s ran, and its end failed", task_id)
+                return True, ExceptionInfo(), 0.0  # failed, why, and the runtime
+
+        return on_apply(trace, *args, **options)
+
+    pool.on_apply = apply

@@ -11,6 +11,11 @@ from celery.worker import request
 _CELERYS = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
 
 
+def has_request(message: Any) -> bool:
+    """Tell whether a message, also one of RabbitMQ's, was read, and a request made of it."""
+    return getattr(message, "is_requested", False)
+
+
 class Request(request.Request):
     """Celery's request, handing the pool the arguments that it has decoded already.
 
@@ -22,6 +27,7 @@ class Request(request.Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._take_in()
+        self._message.is_requested = True
 
     def _take_in(self) -> None:
         """Look at what has arrived; for subclasses, which need none of the arguments."""

@@ -17,6 +17,7 @@ from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.redaction import showable
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.job_ends import JobEnd, Result, reason_of, result_of
+from posthog_jobs.worker.pools import can_cancel
 from posthog_jobs.worker.request import Request
 from posthog_jobs.worker.validation import check_job, check_task
 
@@ -122,6 +123,11 @@ class KeepingRequest(Request):
             super().on_timeout(soft, timeout)
         finally:
             self._failure = None
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the task; one that has not begun, and was revoked with that, ends when it does."""
+        if self.time_start or can_cancel(pool):
+            super().terminate(pool, signal)
 
     def acknowledge(self) -> None:
         """Acknowledge the message: let it go, or let it be kept as failed."""

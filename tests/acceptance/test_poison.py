@@ -362,8 +362,10 @@ class TestPlainTasks:
         jobs_app.send_task("plain.early", (0,))
         jobs_app.send_task("plain.late", (1,))
         sent = jobs_app.send_task("plain.late", (0,))
+        mute = jobs_app.send_task("plain.mute")
 
-        kept = failed(jobs_app, 1)
+        kept = failed(jobs_app, 2)
 
-        assert kept.keys() == {sent.id}
+        assert kept.keys() == {sent.id, mute.id}
+        assert (kept[mute.id].reason, kept[mute.id].exception) == (Reason.EXCEPTION, "MuteError")
         assert (kept[sent.id].app_id, kept[sent.id].exception) == ("", "ZeroDivisionError")

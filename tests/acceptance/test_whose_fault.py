@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pytest_docker_tools.exceptions import ContainerFailed
 
 from posthog_jobs.broker.failure import Reason
 from tests.nodes import closed_port, poll
-from tests.notes import wait_for
+from tests.notes import notes, wait_for
 from tests.samples.control import RAISED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
+    from tests.nodes import RedisProcess, WorkerProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 
@@ -45,6 +49,7 @@ def test_what_an_app_raises_is_the_apps(
     sent = {jobs["raise"](what).run_now().id for what in RAISED}
     sent |= {jobs.raise_in_loop(what).run_now().id for what in RAISED}
     jobs.retry().run_now()
+    jobs.shallow().run_now()
     for number in range(5):
         jobs.fine(number).run_now()
 
@@ -62,3 +67,60 @@ def test_what_an_app_raises_is_the_apps(
     worker = celery_setup.worker.container
     assert worker.status == "running"
     assert "CRITICAL" not in worker.logs()
+
+
+@pytest.mark.parametrize("pool", ["threads"])
+def test_threads_run_out(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, pool: str) -> None:
+    """Delivery: a worker whose pool fails ends with that, and all its jobs run in the next one."""
+    jobs = jobs_app.meta_for("control").jobs
+    jobs.hold("no thread can be started").run_now()
+    wait_for(jobs_app, "hold started", app_id="control")
+    for number in range(5):
+        jobs.fine(number).run_now()
+    worker = celery_setup.worker.container
+
+    poll("it gives up", lambda: "can't start new thread" in worker.logs())
+    jobs_app.meta_for("control").cache.set("let go", 1)
+    poll("the end", lambda: worker.status == "exited")
+    worker.start()
+
+    ran = wait_for(jobs_app, "fine", 5, app_id="control")
+    assert {note["payload"] for note in ran} == set(range(5))
+    poll("nothing is in flight", lambda: not in_flight(jobs_app))
+    assert len(notes(jobs_app, "hold started", "control")) == 1
+    assert jobs_app.failures.count() == 0
+
+
+@pytest.mark.parametrize("pool", ["threads"])
+def test_a_job_that_is_terminated_before_it_begins(jobs_app: PostHogJobs, pool: str) -> None:
+    """Revoke: in a pool that cannot end a job, one that waits in it does not run, and is gone."""
+    jobs = jobs_app.meta_for("control").jobs
+    for _ in range(2):  # as many as there are threads
+        jobs.hold(None).run_now()
+    wait_for(jobs_app, "hold started", 2, app_id="control")
+    revoked = jobs.fine("revoked").run_now()
+    inspect = jobs_app.control.inspect(timeout=1)
+    poll("the pool has it", lambda: revoked.id in str(inspect.reserved()))
+
+    jobs_app.control.revoke(revoked.id, terminate=True)
+    poll("the worker has heard", lambda: revoked.id in str(inspect.revoked()))
+    jobs_app.meta_for("control").cache.set("let go", 1)
+
+    poll("nothing is in flight", lambda: not in_flight(jobs_app), 20)
+    assert notes(jobs_app, "fine", "control") == []
+    assert jobs_app.failures.count() == 0
+
+
+class TestAutoscale:
+    """A pool that cannot be scaled."""
+
+    @pytest.fixture
+    def default_worker_command(self, default_worker_command: list[str]) -> list[str]:
+        return [*default_worker_command, "--autoscale=4,1"]
+
+    def test_it_is_refused(
+        self, default_redis_broker: RedisProcess, start_worker: Callable[[], WorkerProcess]
+    ) -> None:
+        """Bad input: a worker that would fail at its first job says so when it starts."""
+        with pytest.raises(ContainerFailed, match=r"--autoscale .* use -P prefork"):
+            start_worker()

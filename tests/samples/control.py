@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import celery.exceptions
@@ -50,5 +54,23 @@ def retry(meta: Meta) -> None:
 
 
 @job
+def shallow(meta: Meta) -> None:
+    """Leave hardly any room for calls."""
+    sys.setrecursionlimit(len(inspect.stack(0)) + 20)
+
+
+@job
 def fine(payload: Any, meta: Meta) -> None:
     note(meta, "fine", payload=payload)
+
+
+@job
+def hold(payload: Any, meta: Meta) -> None:
+    """Run until somebody says so in the cache; with the payload, no thread can be started then."""
+    before = threading.stack_size(1 << 46) if payload else None
+    note(meta, "hold started")
+    while not meta.cache.get("let go"):
+        time.sleep(0.02)
+    if before is not None:
+        threading.stack_size(before)
+    note(meta, "hold ended")

@@ -30,6 +30,8 @@ class Message(virtual.Message):
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         try:
             super().__init__(_inflated(payload), channel=channel, **kwargs)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001  # as base64 that is none; kombu would end the consumer
             # kombu's own place for what is wrong with a message: consumers look there first
             self.errors = [sys.exc_info()]
@@ -57,7 +59,7 @@ class Message(virtual.Message):
         else:
             try:
                 decoded = json.loads(body.decode())  # from bytes it would look for UTF-16
-            except (ValueError, RecursionError):
+            except ValueError:
                 decoded = super()._decode()  # kombu says in its own way that it is no JSON
         if isinstance(body, bytes):
             check_depth(body, decoded)

@@ -59,7 +59,9 @@ class Reader:
             return None if queue and self._postpone(queue, tag, message) else message
         except (RedisError, OSError):
             raise
-        except Exception as error:  # noqa: BLE001  # a message that is not ours may hold anything
+        except Exception as error:  # a message that is not ours may hold anything
+            if not envelope.is_to_blame(raw, error):
+                raise
             self._refuse(tag, message, error)
             return None
 
