@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amqp.exceptions import PreconditionFailed
 from celery.bootsteps import RUN
-from celery.exceptions import NotRegistered
+from celery.exceptions import NotRegistered, WorkerTerminate
 from celery.utils.log import get_logger
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from redis.exceptions import RedisError
@@ -31,7 +32,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.limits import unlimited_jobs
-from posthog_jobs.worker.pools import confirm, recall, report_failures
+from posthog_jobs.worker.pools import can_cancel, confirm, leave_behind, recall, report_failures
 from posthog_jobs.worker.request import has_request
 from posthog_jobs.worker.requests import keep
 from posthog_jobs.worker.strategies import JobStrategies
@@ -154,6 +155,21 @@ class JobConsumer(Consumer):
         if get_ident() != self._loop_thread and self.blueprint.state == RUN:
             self.call_soon(_fetch_more)
         return done
+
+    def cancel_active_requests(self) -> None:
+        """End what runs, since the worker is to end at once; its messages are put back.
+
+        Raises:
+            WorkerTerminate: the pool cannot end it. Raised in the middle of a solo worker's job, it
+                ends that; threads are left behind.
+        """
+        if can_cancel(self.pool) or not state.active_requests:
+            super().cancel_active_requests()
+            return
+        for request in list(state.active_requests):
+            logger.warning("%s is cut off, and runs again", request.humaninfo())
+        leave_behind(self.pool)
+        raise WorkerTerminate
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Close the lost connection, and let the steps that stop now still see what it was.

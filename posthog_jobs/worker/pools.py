@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import select
+import threading
 from contextlib import suppress
 from inspect import isgenerator, ismethod
 from queue import Empty
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.log import get_logger
 from celery.worker import state
 
@@ -125,3 +129,16 @@ def report_failures(pool: BasePool) -> None:
         return on_apply(trace, *args, **options)
 
     pool.on_apply = apply
+
+
+def leave_behind(pool: BasePool) -> None:
+    """See to it that this process does not wait, at its end, for what the pool's threads run."""
+    if not isinstance(pool, ThreadPool):
+        return
+
+    def end() -> None:
+        atexit._run_exitfuncs()  # noqa: SLF001  # as the one that removes Celery's pidfile
+        os._exit(0)  # as a pool of processes does
+
+    # called last in, first out, so before the call that waits for a pool's threads
+    threading._register_atexit(end)  # type: ignore[attr-defined]  # noqa: SLF001

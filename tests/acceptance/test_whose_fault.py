@@ -31,6 +31,7 @@ def settings() -> dict[str, Any]:
         "result_backend": f"redis://127.0.0.1:{closed_port()}/0",
         "task_store_errors_even_if_ignored": True,
         "worker_deduplicate_successful_tasks": True,
+        "worker_soft_shutdown_timeout": 0.1,
     }
 
 
@@ -67,6 +68,41 @@ def test_what_an_app_raises_is_the_apps(
     worker = celery_setup.worker.container
     assert worker.status == "running"
     assert "CRITICAL" not in worker.logs()
+
+
+@pytest.mark.parametrize(
+    ("pool", "signals"),
+    [
+        ("prefork", ["SIGQUIT"]),
+        ("threads", ["SIGQUIT"]),
+        ("solo", ["SIGQUIT"]),
+        ("solo", ["SIGINT", "SIGINT"]),
+    ],
+)
+def test_what_runs_when_a_worker_is_to_end_at_once(
+    jobs_app: PostHogJobs,
+    celery_setup: CeleryTestSetup,
+    start_worker: Callable[[], WorkerProcess],
+    signals: list[str],
+) -> None:
+    """Delivery: SIGQUIT, or Ctrl-C twice, after a soft shutdown: the job runs again elsewhere."""
+    jobs_app.meta_for("control").jobs.hold(None).run_now()
+    wait_for(jobs_app, "hold started", app_id="control")
+    worker = celery_setup.worker.container
+    for number, signal in enumerate(signals):
+        worker.kill(signal)
+        poll("it has heard", lambda n=number: worker.logs().count("Hitting Ctrl+C again") > n)
+
+    poll("the end", lambda: worker.status == "exited", 20)
+    assert "CRITICAL" not in worker.logs()
+    assert "Traceback" not in worker.logs()
+    start_worker()
+
+    wait_for(jobs_app, "hold started", 2, app_id="control", timeout=20)
+    jobs_app.meta_for("control").cache.set("let go", 1)
+    wait_for(jobs_app, "hold ended", app_id="control")
+    poll("nothing is in flight", lambda: not in_flight(jobs_app))
+    assert jobs_app.failures.count() == 0
 
 
 @pytest.mark.parametrize("pool", ["threads"])
