@@ -80,6 +80,19 @@ _HOSTNAME: Final = socket.gethostname()
 class _AMQP(AMQP):
     """Celery's maker of messages, without its lock that a signal's handler could wait for."""
 
+    def __init__(self, app: Celery) -> None:
+        super().__init__(app)
+        self._making = threading.RLock()
+        self._made: Any = None
+
+    @property
+    def producer_pool(self) -> Any:
+        """The pool; Celery would set its limit, of two first sends at once, while one uses it."""
+        if self._made is None or self._made is not self._producer_pool:
+            with self._making:
+                self._made = super().producer_pool
+        return self._made
+
     def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
         """Make a message; Celery would look up this host's name, each time, under the lock."""
         options.setdefault("origin", anon_nodename(_HOSTNAME))
