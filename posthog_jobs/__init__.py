@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from posthog_jobs.errors import PostHogJobsError, RetryError
     from posthog_jobs.hooks.events import PluginEvent
     from posthog_jobs.jobs.function import job
-    from posthog_jobs.jobs.handle import JobHandle
     from posthog_jobs.jobs.retry import RetryPolicy
-    from posthog_jobs.jobs.trigger import Jobs
+    from posthog_jobs.jobs.trigger import JobHandle, Jobs
     from posthog_jobs.meta.meta import Meta
 
 __all__ = [
@@ -40,7 +39,7 @@ __all__ = [
 #: Public name → its module, imported when the name is first asked for: pytest, which imports this
 #: package for its plugin, pays for none of it.
 _MODULES: Final = {
-    "JobHandle": "jobs.handle",
+    "JobHandle": "jobs.trigger",
     "Jobs": "jobs.trigger",
     "Meta": "meta.meta",
     "PluginEvent": "hooks.events",

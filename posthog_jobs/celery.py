@@ -36,7 +36,7 @@ from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
 from posthog_jobs.hooks.tick_ledger import TickLedger
-from posthog_jobs.jobs.handle import JobHandle
+from posthog_jobs.jobs.trigger import JobHandle
 from posthog_jobs.meta.redis_stores import redis_stores
 from posthog_jobs.operate.apps import Apps
 from posthog_jobs.redaction import guard
@@ -472,17 +472,6 @@ class PostHogJobs(Celery):
                 connection.transport_options.setdefault(name, timeout)
             connection.connect_timeout = timeout  # which ends kombu's retries, too
         return connection
-
-    def check_delay(self, seconds: float) -> None:
-        """Refuse a delay that the broker cannot hold.
-
-        Args:
-            seconds: the delay.
-
-        Raises:
-            DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
-        """
-        self.delays.check(seconds)
 
     def _load_config(self) -> Any:
         conf = super()._load_config()

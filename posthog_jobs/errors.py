@@ -19,10 +19,8 @@ from click import ClickException
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PlainNumber: TypeAlias = int | float | Decimal | Fraction
-
 #: What durations are counted in; never a bool. An index is a whole number, as numpy's are.
-Number: TypeAlias = PlainNumber | SupportsIndex
+Number: TypeAlias = int | float | Decimal | Fraction | SupportsIndex
 
 #: The longest delay that a `RetryError` can ask for, in seconds: a day.
 _LONGEST_RETRY: Final = 86_400.0
@@ -48,16 +46,16 @@ def is_whole(value: object, least: float = -math.inf, most: float = math.inf) ->
     return isinstance(value, int) and is_number(value, least, most)
 
 
-def plain_number(value: object) -> PlainNumber | None:
-    """Return a value as one of Python's own numbers; None if it is not a number."""
+def plain_number(value: object) -> int | float | None:
+    """Return a number of any kind as an int or a float; None if it is not one, as a bool is not."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, (int, float, Decimal, Fraction)):
+    if isinstance(value, (int, float)):
         return value
     try:
         # not int(…): it makes 5 of numpy's five minutes, too
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
+        return float(value) if isinstance(value, (Decimal, Fraction)) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -285,8 +283,7 @@ def checked_delay(delay: object) -> float:
         RetryPolicyError: it is not a time span, or it is negative.
     """
     seconds = plain_number(delay.total_seconds() if isinstance(delay, timedelta) else delay)
-    is_nan = seconds.is_nan() if isinstance(seconds, Decimal) else seconds != seconds  # noqa: PLR0124
-    if seconds is None or is_nan or seconds < 0:
+    if seconds is None or not seconds >= 0:  # NaN is not
         raise RetryPolicyError(
             f"RetryError(delay={delay!r:.60}) cannot be; use seconds, 0 or more, or a timedelta"
         )

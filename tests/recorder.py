@@ -37,8 +37,8 @@ class Recorder:
             raise PayloadTooLargeError(f"{size} bytes, over the limit of 1000")
         return size
 
-    def check_delay(self, seconds: float) -> None:
-        """Take any."""
+    def due(self, moment: datetime, now: datetime) -> datetime:
+        return moment
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         if self.error is not None:

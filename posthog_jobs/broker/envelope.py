@@ -6,7 +6,6 @@ import base64
 import bz2
 import json
 import lzma
-import math
 import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from posthog_jobs.errors import ReplayError
+from posthog_jobs.jobs.due import milliseconds
 from posthog_jobs.jobs.payload import encode_other
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def due_of(headers: Mapping[str, Any]) -> int | None:
         moment = eta if isinstance(eta, datetime) else datetime.fromisoformat(eta)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        return math.ceil(moment.timestamp() * 1000)
-    except (TypeError, ValueError, OverflowError):
+        return milliseconds(moment, "eta")
+    except (TypeError, ValueError):
         return None  # Celery itself refuses it when the message arrives
 
 

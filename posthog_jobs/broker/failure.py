@@ -22,7 +22,7 @@ from posthog_jobs.broker.envelope import (
     netstrings,
     take,
 )
-from posthog_jobs.jobs.moments import milliseconds, moment_of
+from posthog_jobs.jobs.due import milliseconds, moment_of
 from posthog_jobs.redaction import redact, showable
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse
 from posthog_jobs.broker.redis import reaching_broker
 from posthog_jobs.broker.transport.dead_letters import KEPT_FOR
 from posthog_jobs.errors import ReplayError, UnknownFailureError, UnsupportedByBrokerError
-from posthog_jobs.jobs.moments import milliseconds
+from posthog_jobs.jobs.due import milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

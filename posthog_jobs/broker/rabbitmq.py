@@ -9,6 +9,7 @@ any worker.
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from amqp.exceptions import AMQPError, MessageNacked, NotFound
@@ -121,16 +122,20 @@ class Delays:
             self._native = is_configured(app.conf) and bool(detect_quorum_queues(app, "amqp")[0])
         return self._native
 
-    def check(self, seconds: float) -> None:
-        """Refuse a delay that RabbitMQ cannot hold.
-
-        Args:
-            seconds: the delay.
+    def due(self, moment: datetime, now: datetime) -> datetime:
+        """Return when the broker lets go of a message that waits for a moment, never before it.
 
         Raises:
-            DelayTooLongError: it is over 2^28 - 1 seconds.
+            DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
         """
-        if seconds > LONGEST_DELAY and self.are_native():
+        if not self.are_native():
+            return moment
+        seconds = (moment - now).total_seconds()
+        self._check(seconds)
+        return now + timedelta(seconds=math.ceil(seconds))
+
+    def _check(self, seconds: float) -> None:
+        if seconds > LONGEST_DELAY:
             raise DelayTooLongError(
                 f"a delay of {seconds:.0f} s is more than RabbitMQ can hold, which is "
                 f"{LONGEST_DELAY} s (8.5 years); let the job trigger itself again on the way, or "
@@ -184,7 +189,7 @@ class Delays:
         if eta:
             moment = isoparse(eta) if isinstance(eta, str) else eta
             delay = subtract_datetimes(moment, self._app.now()).total_seconds()
-        self.check(delay)
+        self._check(delay)
         return math.ceil(delay) if delay > 0 else None
 
     def prepare(self, queue: Queue) -> None:

@@ -22,9 +22,8 @@ from posthog_jobs.broker.envelope import (
 )
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
 from posthog_jobs.broker.redis import reaching_broker
-from posthog_jobs.jobs.due import due_at
+from posthog_jobs.jobs.due import EPOCH, due_at, milliseconds, moment_of
 from posthog_jobs.jobs.message import Steered
-from posthog_jobs.jobs.moments import EPOCH, milliseconds, moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -49,13 +49,14 @@ class JobSender:
         """
         return measure(payload, self._app.runtime.settings.max_payload_bytes)
 
-    def check_delay(self, seconds: float) -> None:
-        """Refuse a delay, in seconds, that the broker cannot hold.
+    def due(self, moment: datetime, now: datetime) -> datetime:
+        """Return when the broker lets go of a job that waits for a moment, never before it.
 
         Raises:
             DelayTooLongError: the broker is RabbitMQ, and the delay over 2^28 - 1 seconds.
         """
-        self._app.check_delay(seconds)
+        due: datetime = self._app.delays.due(moment, now)
+        return due
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job.
@@ -80,8 +81,7 @@ class JobSender:
             args,
             describe(message.app_id, None if absent else message.payload_bytes),
             message.id,
-            eta=message.eta,
-            countdown=message.countdown,
+            eta=message.due if message.waits else None,
             headers=headers,
         )
         if message.key is None or outcome is None or outcome.id == message.id:

@@ -1,14 +1,13 @@
 """When a job is due: a number and a unit, or a datetime, made into one moment in UTC.
 
-The units and their spelling are PostHog's (`runIn` in its jobs documentation).
+The units and their spelling are PostHog's (`runIn` in its jobs documentation). A moment is of whole
+milliseconds, as Redis has it, rounded up: nothing runs early.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from dateutil.relativedelta import relativedelta
@@ -22,7 +21,7 @@ from posthog_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from posthog_jobs.errors import Number, PlainNumber
+    from posthog_jobs.errors import Number
 
 #: Units of fixed length, in the singular; they take fractions.
 FIXED_UNITS: Final = {
@@ -41,15 +40,7 @@ CALENDAR_UNITS: Final = {"month": 1, "quarter": 3, "year": 12}
 #: so that the moment exists in every time zone that a worker may be in.
 LAST_DUE: Final = datetime(9999, 12, 31, tzinfo=UTC)
 
-_FIRST_MOMENT: Final = datetime.min.replace(tzinfo=UTC)
-_LAST_MOMENT: Final = datetime.max.replace(tzinfo=UTC)
-
-#: Of any unit, more than there is time until then.
-_FARTHEST: Final = 10**15
-#: Of any unit, less than half a microsecond.
-_NOTHING: Final = 1e-13
-_MICROSECOND: Final = timedelta(microseconds=1)
-_SHOWN_BITS: Final = 128
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SPELLINGS: Final = {
     spelling: unit for unit in (*FIXED_UNITS, *CALENDAR_UNITS) for spelling in (unit, f"{unit}s")
@@ -70,31 +61,38 @@ def due_in(number: Number, unit: str, *, now: datetime) -> datetime:
         now: where the duration starts, an aware datetime.
 
     Returns:
-        An aware datetime in UTC.
+        An aware datetime in UTC, of whole milliseconds; `now` itself if no time lies between.
 
     Raises:
         DurationError: the number or the unit is not one, or the result lies past year 9999.
     """
-    singular = _singular(unit)
-    count = _checked_number(number, unit)
-    start = now.astimezone(UTC)
-    if count <= _FARTHEST:
+    singular, count, start = _singular(unit), plain_number(number), now.astimezone(UTC)
+    if count is None:
+        raise DurationError(
+            f"run_in takes a number of {unit}, not {type(number).__name__}; "
+            "for example run_in(30, 'seconds')"
+        )
+    call = f"run_in({number!s:.40}, {unit!r})"
+    if not 0 <= count < math.inf:
+        raise DurationError(
+            f"{call} is not a duration; use a finite number, 0 or more, or run_now()"
+        )
+    if singular in CALENDAR_UNITS and count != int(count):
+        raise DurationError(
+            f"{call}: {unit} differ in length, so they take whole numbers; use one, or days"
+        )
+    try:
         if singular in CALENDAR_UNITS:
-            _check_whole(count, unit)
-        try:
-            if singular in CALENDAR_UNITS:
-                due = start + relativedelta(months=int(count) * CALENDAR_UNITS[singular])
-            else:
-                due = start + _span(count, FIXED_UNITS[singular])
-        except (OverflowError, ValueError):
-            pass
+            due = start + relativedelta(months=int(count) * CALENDAR_UNITS[singular])
         else:
-            if due <= LAST_DUE:
-                return due
-    raise DurationError(
-        f"run_in({_shown(count)}, {unit!r}) lies past the year 9999, the last that a date can "
-        "have; use a shorter duration"
-    )
+            due = start + FIXED_UNITS[singular] * count
+    except (OverflowError, ValueError):
+        due = None
+    if due is None or due > LAST_DUE:
+        raise DurationError(
+            f"{call} lies past the year 9999, the last that a date can have; use a shorter duration"
+        )
+    return _not_before(start, due)
 
 
 def due_at(moment: datetime, *, now: datetime, call: str = "run_at") -> datetime:
@@ -106,7 +104,7 @@ def due_at(moment: datetime, *, now: datetime, call: str = "run_at") -> datetime
         call: what the caller is called in messages.
 
     Returns:
-        An aware datetime in UTC.
+        An aware datetime in UTC, of whole milliseconds, or `now` itself.
 
     Raises:
         NaiveDatetimeError: the datetime has no time zone.
@@ -117,7 +115,33 @@ def due_at(moment: datetime, *, now: datetime, call: str = "run_at") -> datetime
         raise DueError(
             f"{call}({moment!r}) lies past {LAST_DUE:%Y-%m-%d} in UTC; use an earlier one"
         )
-    return max(due, now.astimezone(UTC))
+    return _not_before(now.astimezone(UTC), due)
+
+
+def _not_before(now: datetime, due: datetime) -> datetime:
+    return moment_of(milliseconds(due, "due")) if due > now else now
+
+
+def milliseconds(moment: datetime, name: str) -> int:
+    """Return a moment in milliseconds since the epoch, rounded up, as Redis has it.
+
+    Args:
+        moment: an aware datetime.
+        name: of the argument that it is, for the error.
+
+    Raises:
+        DueError: it is not a moment.
+        NaiveDatetimeError: it has no time zone.
+    """
+    return -((EPOCH - in_utc(moment, name)) // FIXED_UNITS["millisecond"])
+
+
+def moment_of(milliseconds: int) -> datetime:
+    """Return the reverse; a plain task's eta may lie past what a datetime in UTC can hold."""
+    try:
+        return EPOCH + milliseconds * FIXED_UNITS["millisecond"]
+    except OverflowError:
+        return LAST_DUE
 
 
 def in_utc(moment: datetime, call: str) -> datetime:
@@ -140,7 +164,7 @@ def in_utc(moment: datetime, call: str) -> datetime:
         if moment.utcoffset() is not None:
             return moment.astimezone(UTC)
     except OverflowError:  # the first or the last day of what a datetime can hold
-        return _FIRST_MOMENT if moment.year == 1 else _LAST_MOMENT
+        return moment.replace(tzinfo=UTC)
     except Exception as error:  # a class or a time zone that is not Python's own
         raise DueError(
             f"{call}({moment!r:.80}) does not name a moment, since it raises "
@@ -165,46 +189,3 @@ def _singular(unit: str) -> str:
         raise DurationError(
             f"unknown unit {unit[:40]!r} in run_in; {hint}the units are {_PLURALS}"
         ) from None
-
-
-def _checked_number(given: Number, unit: str) -> PlainNumber:
-    number = plain_number(given)
-    if number is None:
-        raise DurationError(
-            f"run_in takes a number of {unit}, not {type(given).__name__}; "
-            "for example run_in(30, 'seconds')"
-        )
-    # a Decimal tells by itself: math.isfinite makes a float of it, which has less room
-    if isinstance(number, Decimal) and not number.is_finite():
-        raise DurationError(f"run_in({number}, {unit!r}) is no duration; use a finite number")
-    if isinstance(number, float) and not math.isfinite(number):
-        raise DurationError(f"run_in({number}, {unit!r}) is no duration; use a finite number")
-    if number < 0:
-        raise DurationError(
-            f"run_in({_shown(number)}, {unit!r}) is negative; use 0 or more, or run_now()"
-        )
-    return number
-
-
-def _check_whole(number: PlainNumber, unit: str) -> None:
-    if number != int(number):
-        raise DurationError(
-            f"run_in({_shown(number)}, {unit!r}): {unit} differ in length, so they take whole "
-            "numbers; use one, or days"
-        )
-
-
-def _span(number: PlainNumber, length: timedelta) -> timedelta:
-    if number < _NOTHING:  # before a Decimal such as 1e-999999999 becomes a Fraction
-        return timedelta(0)
-    return timedelta(microseconds=round(Fraction(number) * (length // _MICROSECOND)))
-
-
-def _shown(number: PlainNumber) -> str:
-    """Return the number for a message, short where a wrong one has thousands of digits."""
-    if isinstance(number, int) and number.bit_length() > _SHOWN_BITS:
-        return f"an integer of {number.bit_length()} bits"
-    try:
-        return str(number)[:40]
-    except ValueError:  # a Fraction of more digits than Python writes
-        return "a fraction of thousands of digits"

@@ -56,8 +56,7 @@ class JobMessage:
         payload: its payload, or ABSENT.
         payload_bytes: the payload's size as JSON.
         due: when it shall run, in UTC.
-        eta: the same for `run_at`, else None.
-        countdown: seconds until then for `run_in`, else None.
+        waits: whether that is later than now, so that it waits in the schedule until then.
         key: at most one job of the app and name waits under it, if it has one.
         if_waiting: what becomes of one that waits under it already: `replace` it, or `keep` it
             and do not send this one.
@@ -70,8 +69,7 @@ class JobMessage:
     payload: Any = field(repr=False)
     payload_bytes: int
     due: datetime
-    eta: datetime | None = None
-    countdown: float | None = None
+    waits: bool = False
     key: str | None = None
     if_waiting: str = "replace"
 
@@ -85,8 +83,12 @@ class Sender(Protocol):
     def measure(self, payload: object) -> int:
         """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
 
-    def check_delay(self, seconds: float) -> None:
-        """Raise DelayTooLongError for a delay that the broker cannot hold."""
+    def due(self, moment: datetime, now: datetime) -> datetime:
+        """Return when the broker lets go of a job that waits for a moment, never before it.
+
+        Raises:
+            DelayTooLongError: the broker cannot hold it until then.
+        """
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job; raise BrokerUnavailableError if that cannot be done.

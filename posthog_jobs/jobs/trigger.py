@@ -1,4 +1,4 @@
-"""`meta.jobs`: an app's jobs, by name, to be triggered now, at a time or after a while.
+"""`meta.jobs`: an app's jobs, by name, to be triggered now, at a time or later; and their handles.
 
 The API is that of PostHog's jobs documentation, spelt as Python does.
 """
@@ -8,22 +8,21 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 from uuid import uuid4
 
 from posthog_jobs.errors import JobCallError, UnknownJobError, did_you_mean
 from posthog_jobs.jobs.due import due_at, due_in
-from posthog_jobs.jobs.handle import JobHandle
 from posthog_jobs.jobs.message import ABSENT, JobMessage
 from posthog_jobs.jobs.payload import check_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from datetime import datetime
 
     from posthog_jobs.errors import Number
     from posthog_jobs.jobs.function import JobFunction
-    from posthog_jobs.jobs.message import Outbox
+    from posthog_jobs.jobs.message import Outbox, Steered
 
 _MAX_KEY: Final = 200
 
@@ -41,6 +40,93 @@ class Origin:
         return f"app {self.app_name!r} (app id {self.app_id!r})"
 
 
+@dataclass(slots=True)
+class _Place:
+    """What a handle speaks of; known for sure only once the job is sent."""
+
+    id: str
+    due: datetime
+
+
+class JobHandle:
+    """A job that was triggered. Awaiting it waits until the broker has it, and gives None."""
+
+    __slots__ = ("_outbox", "_place", "_sent")
+
+    def __init__(
+        self,
+        task_id: str,
+        due: datetime,
+        outbox: Outbox,
+        send: Callable[[], tuple[str, datetime]],
+        what: str,
+    ) -> None:
+        # apart from the handle: an error's frames refer to it, and must not keep the handle alive
+        place = _Place(task_id, due)
+
+        def send_off() -> None:
+            place.id, place.due = send()
+
+        self._place: Final = place
+        self._outbox: Final = outbox
+        self._sent: Final = outbox.lane.call(send_off, what)
+
+    @property
+    def id(self) -> str:
+        """The task id; once it is sent, that of the job which its key kept waiting, if one."""
+        return self._place.id
+
+    @property
+    def due(self) -> datetime:
+        """When the job is due, an aware datetime in UTC."""
+        return self._place.due
+
+    def cancel(self) -> Any:
+        """Take the job out of the schedule, or revoke it if it has left that and not started.
+
+        Returns:
+            A `posthog_jobs.jobs.message.Steered`, which says whether it waited; in a running
+            event loop an awaitable of that.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+            UnsupportedByBrokerError: this broker cannot.
+        """
+        place, sender = self._place, self._outbox.sender
+        return self._outbox.lane.call(lambda: sender.cancel(place.id), f"cancelling {place.id}")
+
+    def reschedule(self, at: datetime) -> Any:
+        """Move the job to another time, or run it now if that has passed.
+
+        Args:
+            at: an aware datetime.
+
+        Returns:
+            As `cancel`. `due` changes only if the job waited.
+
+        Raises:
+            NaiveDatetimeError, DueError: it is no usable time; nothing was changed.
+            BrokerUnavailableError, UnsupportedByBrokerError: as `cancel`.
+        """
+        place, sender = self._place, self._outbox.sender
+        due = due_at(at, now=sender.now(), call="reschedule")
+
+        def move() -> Steered:
+            steered = sender.reschedule(place.id, due)
+            if steered.waited:
+                place.due = due
+            return steered
+
+        return self._outbox.lane.call(move, f"rescheduling {place.id}")
+
+    def __await__(self) -> Generator[object, None, None]:
+        if self._sent is not None:
+            yield from self._sent.__await__()
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id} due {self.due.isoformat()}>"
+
+
 class JobCall:
     """A job and its payload, checked, before it is said when it shall run."""
 
@@ -51,7 +137,7 @@ class JobCall:
 
         Args:
             origin: whose it is.
-            message: makes its message of `id`, `due`, `eta` and `countdown`.
+            message: makes its message of `id`, `due` and `waits`.
         """
         self._origin: Final = origin
         self._message: Final = message
@@ -66,7 +152,8 @@ class JobCall:
             BrokerUnavailableError: nothing was enqueued. In a running event loop it is raised
                 where the handle is awaited.
         """
-        return self._send(self._origin.outbox.sender.now())
+        now = self._now()
+        return self._send(now, now)
 
     def run_at(self, moment: datetime) -> JobHandle:
         """Run the job at a moment; now if that has passed.
@@ -83,10 +170,8 @@ class JobCall:
                 a job (DelayTooLongError; RabbitMQ alone has a limit).
             BrokerUnavailableError: as `run_now`.
         """
-        now = self._origin.outbox.sender.now()
-        due = due_at(moment, now=now)
-        self._origin.outbox.sender.check_delay((due - now).total_seconds())
-        return self._send(due, eta=due if due > now else None)
+        now = self._now()
+        return self._send(due_at(moment, now=now), now)
 
     def run_in(self, number: Number, unit: str) -> JobHandle:
         """Run the job after a while.
@@ -104,17 +189,17 @@ class JobCall:
             DelayTooLongError: the broker is RabbitMQ, which holds a job for 8.5 years at most.
             BrokerUnavailableError: as `run_now`.
         """
-        now = self._origin.outbox.sender.now()
-        due = due_in(number, unit, now=now)
-        delay = (due - now).total_seconds()
-        self._origin.outbox.sender.check_delay(delay)
-        return self._send(due, countdown=delay or None)
+        now = self._now()
+        return self._send(due_in(number, unit, now=now), now)
 
-    def _send(
-        self, due: datetime, eta: datetime | None = None, countdown: float | None = None
-    ) -> JobHandle:
-        message = self._message(id=str(uuid4()), due=due, eta=eta, countdown=countdown)
+    def _now(self) -> datetime:
+        return self._origin.outbox.sender.now()
+
+    def _send(self, due: datetime, now: datetime) -> JobHandle:
         outbox = self._origin.outbox
+        if waits := due > now:
+            due = outbox.sender.due(due, now)
+        message = self._message(id=str(uuid4()), due=due, waits=waits)
         what = f"enqueueing {message.job_name!r} of {self._origin}"
         return JobHandle(message.id, due, outbox, partial(outbox.sender.send, message), what)
 

@@ -143,8 +143,9 @@ class MemorySchedule:
         """Return the size of a payload in bytes; raise PayloadTooLargeError over the limit."""
         return measure(payload, self._largest)
 
-    def check_delay(self, seconds: float) -> None:
-        """Take any, as Redis does."""
+    def due(self, moment: datetime, now: datetime) -> datetime:  # noqa: ARG002
+        """Return the same: any moment can be waited for, as on Redis."""
+        return moment
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Keep a job until it is taken; what waits under its key gives way, or stays."""

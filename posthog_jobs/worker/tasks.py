@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import dumps
 
 from posthog_jobs.broker.envelope import APP_HEADER, DUE_HEADER, KEPT_KEY_HEADER, KEY_HEADER
 from posthog_jobs.errors import AppError, RetryError, UnknownJobError
+from posthog_jobs.jobs.due import moment_of
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.running import Delivery
 from posthog_jobs.worker.durable_task import DurableTask, describe
@@ -75,7 +76,7 @@ def _delivery(request: Context) -> Delivery:
     headers = request.headers or {}
     due = request.eta  # of a job that waited on RabbitMQ
     if DUE_HEADER in headers:
-        due = datetime.fromtimestamp(headers[DUE_HEADER] / 1000, UTC)
+        due = moment_of(headers[DUE_HEADER])
     elif due is not None:
         due = datetime.fromisoformat(due)
     return Delivery(

@@ -214,6 +214,10 @@ def test_eta_and_countdown_of_celery_are_rounded_up(producer: PostHogJobs) -> No
         assert left <= timedelta(seconds=seconds) <= timedelta(seconds=100)
     assert [eta is None for _, eta, _ in published] == [False] * 6 + [True] * 2
 
+    before = datetime.now(UTC)
+    handle = producer.meta_for("recorder").jobs.record(1).run_in(1.5, "seconds")
+    assert before + timedelta(seconds=2) <= handle.due <= datetime.now(UTC) + timedelta(seconds=2)
+
 
 def test_a_delay_that_is_too_long_is_refused(producer: PostHogJobs) -> None:
     """Bad input: over 2^28 - 1 seconds nothing is enqueued, and the error says what to do."""
@@ -349,7 +353,9 @@ def test_on_redis_nothing_of_it_applies(broker: dict[str, Any]) -> None:
     stock = {"task_default_queue_type": "classic", "task_default_exchange_type": "direct"}
 
     assert {key: app.conf[key] for key in stock} == stock
-    app.check_delay(LONGEST_DELAY + 1.0)
+    now = datetime.now(UTC)
+    later = now + timedelta(seconds=LONGEST_DELAY + 1.5)
+    assert app.delays.due(later, now) == later
 
 
 def test_the_doctor_with_a_worker(jobs_app: PostHogJobs) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.broker.schedule import Schedule, WaitingJob
-    from posthog_jobs.jobs.trigger import Jobs, TriggerableJob
+    from posthog_jobs.jobs.trigger import JobHandle, Jobs, TriggerableJob
     from tests.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)
@@ -388,6 +388,33 @@ def test_handle_cancels_and_reschedules(jobs: Jobs, schedule: Schedule) -> None:
     assert handle.reschedule(NOON + HOUR) is Steered.UNKNOWN
     assert handle.due == NOON
     assert schedule.count() == 0
+
+
+def test_a_handle_is_due_when_the_schedule_says(jobs: Jobs, schedule: Schedule) -> None:
+    """Handle: its due time is the one that the job waits for, to the millisecond, at every call."""
+
+    async def in_a_loop() -> JobHandle:
+        handle = jobs.record(1).run_in(1, "month")
+        await handle
+        return handle
+
+    odd = NOON + timedelta(microseconds=1)
+    moved = jobs.record(1).run_in(1, "hour")
+    moved.reschedule(odd)
+    handles = [
+        jobs.record(1).run_in(1 / 3, "hours"),
+        jobs.record(1).run_at(odd),
+        jobs.record(1, key="k").run_in(1.0001, "days"),
+        asyncio.run(in_a_loop()),
+        moved,
+    ]
+
+    for handle in handles:
+        waiting = schedule.get(handle.id)
+        assert waiting is not None
+        assert handle.due == waiting.due
+        assert handle.due.microsecond % 1000 == 0
+    assert moved.due == NOON + timedelta(milliseconds=1)
 
 
 def test_handle_in_a_loop(jobs: Jobs, schedule: Schedule) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from posthog_jobs.broker.transport.outcome import Outcome
-    from posthog_jobs.jobs.handle import JobHandle
+    from posthog_jobs.jobs.trigger import JobHandle
     from tests.chaos.orders import Order
 
 SENDERS: Final = 4

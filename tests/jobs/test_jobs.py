@@ -76,13 +76,13 @@ def test_calls_that_no_signature_fits(
 
 
 def test_run_now(jobs: Jobs, sender: Recorder) -> None:
-    """run_now: the job is due now, and is sent with neither eta nor countdown."""
+    """run_now: the job is due now, and does not wait in the schedule."""
     before = datetime.now(UTC)
     handle = jobs.clean_up().run_now()
 
     [message] = sender.sent
     assert before <= message.due <= datetime.now(UTC)
-    assert (message.eta, message.countdown) == (None, None)
+    assert not message.waits
     assert (handle.id, handle.due) == (message.id, message.due)
 
 
@@ -90,14 +90,14 @@ def test_run_now(jobs: Jobs, sender: Recorder) -> None:
     "zone", [UTC, timezone(timedelta(hours=-8)), timezone(timedelta(hours=13))]
 )
 def test_run_at(jobs: Jobs, sender: Recorder, zone: timezone) -> None:
-    """run_at: an aware datetime of any zone is the eta, in UTC."""
-    moment = datetime.now(zone) + HOUR
+    """run_at: an aware datetime of any zone counts, in UTC, to the millisecond."""
+    moment = (datetime.now(zone) + HOUR).replace(microsecond=1000)
     handle = jobs.clean_up().run_at(moment)
 
     [message] = sender.sent
-    assert message.eta == message.due == handle.due == moment
-    assert message.eta.tzinfo is UTC
-    assert message.countdown is None
+    assert message.due == handle.due == moment
+    assert message.due.tzinfo is UTC
+    assert message.waits
 
 
 def test_run_at_in_the_past(jobs: Jobs, sender: Recorder) -> None:
@@ -107,20 +107,20 @@ def test_run_at_in_the_past(jobs: Jobs, sender: Recorder) -> None:
 
     [message] = sender.sent
     assert before <= message.due <= datetime.now(UTC)
-    assert (message.eta, message.countdown) == (None, None)
+    assert not message.waits
 
 
 def test_run_in(jobs: Jobs, sender: Recorder) -> None:
-    """run_in: a duration is the countdown, in seconds; none at all means now."""
+    """run_in: a duration counts from now, to the millisecond, rounded up; none at all means now."""
     before = datetime.now(UTC)
     handle = jobs.clean_up().run_in(1.5, "minutes")
     jobs.clean_up().run_in(0, "years")
 
     later, now = sender.sent
-    assert later.countdown == 90
-    assert later.due - timedelta(seconds=90) >= before
-    assert (handle.due, later.eta) == (later.due, None)
-    assert (now.eta, now.countdown) == (None, None)
+    rounded = timedelta(milliseconds=1)
+    assert before <= later.due - timedelta(seconds=90) <= datetime.now(UTC) + rounded
+    assert (handle.due, later.waits, later.due.microsecond % 1000) == (later.due, True, 0)
+    assert not now.waits
 
 
 @pytest.mark.parametrize(
