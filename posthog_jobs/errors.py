@@ -134,6 +134,10 @@ class AppMemoryError(AppError):
     """An app's code raised MemoryError, which Celery takes for the end of its worker."""
 
 
+class LoopUnavailableError(PostHogJobsError):
+    """This process has no thread left for the event loop of its async jobs."""
+
+
 class AppBusyError(AppError):
     """A hook of the app that runs once at a time is running."""
 

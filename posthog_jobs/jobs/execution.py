@@ -17,6 +17,7 @@ from posthog_jobs.errors import (
     AppExitError,
     AppUnreadableError,
     JobTimeLimitError,
+    LoopUnavailableError,
     PostHogJobsError,
     RetryError,
     checked_delay,
@@ -54,8 +55,14 @@ class _LoopThread:
 
         Raises:
             JobTimeLimitError: it was not done within the limit, in seconds, and was cancelled.
+            LoopUnavailableError: there is no thread left for the loop, and it was not begun.
         """
-        loop = self._started()
+        try:
+            loop = self._started()
+        except RuntimeError as error:  # which has nothing to do with what is awaited
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise LoopUnavailableError(f"the event loop of async jobs: {error}") from error
         if threading.current_thread() is self._thread:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
@@ -81,7 +88,11 @@ class _LoopThread:
                     self._thread = threading.Thread(
                         target=_serve, args=(loop,), name="posthog_jobs.loop", daemon=True
                     )
-                    self._thread.start()
+                    try:
+                        self._thread.start()
+                    except RuntimeError:
+                        loop.close()
+                        raise
                     self._loop, self._pid = loop, os.getpid()
         return self._loop
 

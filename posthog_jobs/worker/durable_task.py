@@ -33,6 +33,7 @@ from posthog_jobs.errors import (
     AppSetupError,
     BrokerUnavailableError,
     JobCallError,
+    LoopUnavailableError,
     RetriesExhaustedError,
     StoreUnavailableError,
 )
@@ -148,7 +149,8 @@ class DurableTask(Task):
         """Run the task; what Celery would take for the end of its worker is a failure of the app.
 
         Raises:
-            SentAgain: the broker or a store is away, so that it runs again later.
+            SentAgain: the broker or a store is away, or a thread for the loop of async jobs, so
+                that it runs again later.
             AppMemoryError, AppExitError, AppControlError: the app's code ran out of memory, raised
                 what is no Exception, such as KeyboardInterrupt, or what is Celery's to raise.
         """
@@ -159,7 +161,7 @@ class DurableTask(Task):
                 return super().__call__(*args, **kwargs)
             end = self._begin(request)
             return self.run(*args, **kwargs)
-        except (BrokerUnavailableError, StoreUnavailableError) as error:
+        except (BrokerUnavailableError, LoopUnavailableError, StoreUnavailableError) as error:
             if request.called_directly:
                 raise
             self.wait_for_server(error)

@@ -127,6 +127,21 @@ def test_threads_run_out(jobs_app: PostHogJobs, celery_setup: CeleryTestSetup, p
     assert jobs_app.failures.count() == 0
 
 
+@pytest.mark.parametrize("pool", ["solo"])
+def test_no_thread_is_left_for_the_loop(jobs_app: PostHogJobs, pool: str) -> None:
+    """Failure: an async job whose process cannot run it is run again later, and is not failed."""
+    meta = jobs_app.meta_for("control")
+    meta.jobs.stacks(1 << 46).run_now()
+    sent = meta.jobs.fine_in_loop().run_now()
+    poll("it waits", lambda: [job.id for job in jobs_app.schedule.list().jobs] == [sent.id])
+    assert jobs_app.failures.count() == 0
+
+    meta.jobs.stacks(0).run_now()
+    jobs_app.schedule.run_now(sent.id)
+
+    poll("it runs", lambda: meta.cache.get("ran in loop"))
+
+
 @pytest.mark.parametrize("pool", ["threads"])
 def test_a_job_that_is_terminated_before_it_begins(jobs_app: PostHogJobs, pool: str) -> None:
     """Revoke: in a pool that cannot end a job, one that waits in it does not run, and is gone."""

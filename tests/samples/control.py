@@ -65,6 +65,17 @@ def fine(payload: Any, meta: Meta) -> None:
 
 
 @job
+async def fine_in_loop(meta: Meta) -> None:
+    await meta.cache.set("ran in loop", value=True)
+
+
+@job
+def stacks(payload: int, meta: Meta) -> None:
+    """Have new threads of this process get stacks of so many bytes."""
+    threading.stack_size(payload)
+
+
+@job
 def hold(payload: Any, meta: Meta) -> None:
     """Run until somebody says so in the cache; with the payload, no thread can be started then."""
     before = threading.stack_size(1 << 46) if payload else None
