@@ -36,13 +36,13 @@ def test_thirty_seconds_of_faults(tmp_path: Path) -> None:
         f"python -m tests.chaos --seconds 30 --rate 50 --seed {seed}\n{report}"
     )
     assert report.account.total("ran") > 0
-    assert {hit.kind for hit in report.hits} >= {"restart", "stop", *REFUSALS}
+    assert {hit.kind for hit in report.hits} >= {"restart", "stop", "starve", *REFUSALS}
 
 
 def draw_seed() -> int:
-    """Draw a seed by which all befalls the server, and a worker that nothing has hit is stopped.
+    """Draw a seed by which all befalls the server, one worker is stopped, and another starved.
 
-    Both in the first two of three parts of the time, so that a slow machine comes to it.
+    All in the first two of three parts of the time, so that a slow machine comes to it.
     """
     while True:
         seed = random.SystemRandom().randrange(1_000_000)
@@ -52,8 +52,12 @@ def draw_seed() -> int:
             first.setdefault(fault.target, fault)
             if fault.target == SERVER:
                 servers.add(fault.kind)
-        stops = "stop" in {fault.kind for fault in first.values()}
-        if stops and servers >= REFUSALS.keys() and servers & {"kill", "term"}:
+        workers = {fault.kind for fault in first.values()}
+        if (
+            workers >= {"stop", "starve"}
+            and servers >= REFUSALS.keys()
+            and servers & {"kill", "term"}
+        ):
             return seed
 
 

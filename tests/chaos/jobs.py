@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import current_task
+from celery.signals import task_received
 
 from posthog_jobs import RetryError, job
 from tests.chaos.notebook import Notebook
@@ -24,13 +26,33 @@ if TYPE_CHECKING:
     Payload = dict[str, Any]
 
 
+#: The size of a stack for which no machine has the memory.
+TOO_LARGE = 1 << 46
+
+
+def starve(**_: object) -> None:
+    """See to it that this process can start no thread any more."""
+    threading.stack_size(TOO_LARGE)
+
+
+if time.time() < float(os.environ.get("CHAOS_STARVED_UNTIL", "0")):
+    task_received.connect(starve, weak=False)  # which comes just before it is for the pool
+
+
 @cache
 def notebook(folder: str, pid: int) -> Notebook:
     """Return the notebook of a process; a fork takes a new one."""
     return Notebook(Path(folder) / f"{pid}-{time.time_ns()}.jsonl")
 
 
-def begin(payload: Payload, meta: Meta) -> Callable[[str], None]:
+def is_redelivered() -> bool:
+    """Whether the message of the task that this thread runs had been delivered before."""
+    return bool((current_task.request.delivery_info or {}).get("redelivered"))
+
+
+def begin(
+    payload: Payload, meta: Meta, *, redelivered: bool | None = None
+) -> Callable[[str], None]:
     """Note that a job starts; return a function that notes how it ends."""
     assert meta.job is not None
     notes, run = notebook(meta.config["notes"], os.getpid()), uuid4().hex
@@ -43,7 +65,7 @@ def begin(payload: Payload, meta: Meta) -> Callable[[str], None]:
         group=os.getpgrp(),  # the worker's, in its pool's children too
         at=time.time(),
         due=None if due is None else round(due.timestamp() * 1000),
-        redelivered=bool((current_task.request.delivery_info or {}).get("redelivered")),
+        redelivered=is_redelivered() if redelivered is None else redelivered,
     )
 
     def end(outcome: str) -> None:
@@ -63,13 +85,14 @@ immediate = job(name="immediate")(record)
 @job
 def delayed(payload: Payload, meta: Meta) -> Awaitable[None]:
     """Do nothing, in the apps' event loop."""
-    end = begin(payload, meta)
+    redelivered = is_redelivered()
 
-    async def rest() -> None:
+    async def run() -> None:
+        end = begin(payload, meta, redelivered=redelivered)
         await asyncio.sleep(0)
         end("done")
 
-    return rest()
+    return run()
 
 
 @job

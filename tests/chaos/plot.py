@@ -24,6 +24,7 @@ _COLORS: Final = {
     "term": "tab:orange",
     "stop": "tab:purple",
     "restart": "tab:blue",
+    "starve": "tab:brown",
     "refuse": "tab:green",
     "full": "tab:olive",
 }

@@ -68,8 +68,13 @@ class Site:
         #: For when the storm is over, and a server that does not answer is a slow one.
         self.patient_redis: Any = redis.Redis(port=self.server.port, socket_timeout=60)
 
-    def start_worker(self, pool: str) -> WorkerProcess:
-        """Start the worker of a pool, in a folder of its own; it is not ready yet."""
+    def start_worker(self, pool: str, starved_until: float = 0) -> WorkerProcess:
+        """Start the worker of a pool, in a folder of its own; it is not ready yet.
+
+        Args:
+            pool: its name.
+            starved_until: it can start no thread if it is started before, in s since the epoch.
+        """
         self._generation += 1
         folder = self.folder / f"worker-{self._generation}-{pool}"
         folder.mkdir()
@@ -78,6 +83,7 @@ class Site:
         celery = [sys.executable, "-m", "celery", "-A", "posthog_jobs", "worker", "-l", "INFO"]
         command = [*celery, "--pool", pool, *POOLS[pool], "--without-mingle", "-n", f"{pool}@%h"]
         env = {"PYTHONPATH": str(ROOT), "CELERY_BROKER_URL": self.server.url}
+        env["CHAOS_STARVED_UNTIL"] = str(starved_until)
         self.workers[pool] = WorkerProcess(folder, command, env)
         return self.workers[pool]
 

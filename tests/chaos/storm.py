@@ -36,8 +36,9 @@ class Fault:
     Attributes:
         at: seconds since the run began, or later if its target is not up then.
         target: a pool, or `server`.
-        kind: `kill`, `term` or `stop`; or one of `REFUSALS`.
-        seconds: how long a worker is stopped, or the server stays away or refuses.
+        kind: `kill`, `term`, `stop` or `starve`; or one of `REFUSALS`.
+        seconds: how long a worker is stopped or starts no threads, or the server stays away or
+            refuses.
         whole: whether it is the whole worker that is stopped, or its main process alone.
     """
 
@@ -53,7 +54,8 @@ class Hit:
     """What happened.
 
     Attributes:
-        kind: `kill`, `term` or `stop` of a worker, `hung` for the kill of one that did not end
+        kind: `kill`, `term` or `stop` of a worker, `starve` for some that end one after another
+            since they can start no threads, `hung` for the kill of one that did not end
             when it was told to, or `restart` of the server, or what it refused with.
         target: pool, or `server`.
         group: process group of the worker.
@@ -81,6 +83,7 @@ def faults(seed: int, seconds: float) -> Iterator[Fault]:
                 hand += [(pool, "kill", 0.0), (pool, "term", 0.0)]
                 hand += [(pool, "stop", draw.uniform(0.1, LEASE - 1.5))]
                 hand += [(pool, "stop", draw.uniform(LEASE, 1.6 * LEASE))]
+            hand += [("threads", "starve", draw.uniform(5, 8))]
             away = draw.choice([draw.uniform(0, 1), draw.uniform(1, 3), draw.uniform(6, 7)])
             hand += [(SERVER, "kill", draw.uniform(0, 1)), (SERVER, "term", away)]
             hand += [(SERVER, refusal, draw.uniform(0.5, 4)) for refusal in REFUSALS]
@@ -128,7 +131,8 @@ class Storm:
             worker = self._site.workers[pool]
             if worker.status == "exited":
                 raise RuntimeError(f"worker {pool} ended by itself:\n{worker.logs()[-3000:]}")
-            hit = Hit(kind=fault.kind, target=pool, group=worker.pid, begin=time.time())
+            kind = "term" if fault.kind == "starve" else fault.kind
+            hit = Hit(kind=kind, target=pool, group=worker.pid, begin=time.time())
             self.hits.append(hit)
             if fault.kind == "stop":
                 yield from self._stop(worker, fault)
@@ -137,6 +141,8 @@ class Storm:
             else:
                 yield from self._terminate(worker, hit)
             hit.end = time.time()
+            if fault.kind == "starve":
+                yield from self._starve(pool, fault.seconds)
             if fault.kind != "stop":
                 yield from self._started(pool)
 
@@ -146,6 +152,24 @@ class Storm:
             if worker.status == "exited":
                 raise RuntimeError(f"worker {pool} did not start:\n{worker.logs()[-3000:]}")
             yield
+
+    def _starve(self, pool: str, seconds: float) -> Iterator[None]:
+        """Start workers whose pool fails, until it would not any more."""
+        hit = Hit(kind="starve", target=pool, begin=time.time())
+        self.hits.append(hit)
+        until = hit.begin + seconds
+        while time.time() < until and not self.is_over:
+            worker = self._site.start_worker(pool, starved_until=until)
+            while worker.status == "running" and time.time() < until:
+                yield
+            if worker.status == "exited" and "can't start new thread" not in worker.logs():
+                raise RuntimeError(f"worker {pool} ended by itself:\n{worker.logs()[-3000:]}")
+            hit.note += f"{worker.status} "
+        worker = self._site.workers[pool]
+        last = Hit(kind="term", target=pool, group=worker.pid, begin=time.time())
+        self.hits.append(last)
+        yield from self._terminate(worker, last)
+        hit.end = last.end = time.time()
 
     def _stop(self, worker: WorkerProcess, fault: Fault) -> Iterator[None]:
         if fault.whole:
