@@ -26,6 +26,7 @@ from celery.utils.nodenames import anon_nodename
 from posthog_jobs.apps.store import RedisStore
 from posthog_jobs.broker import rabbitmq, transport
 from posthog_jobs.broker.embedded import EmbeddedServer
+from posthog_jobs.broker.envelope import task_name
 from posthog_jobs.broker.failures import Failures
 from posthog_jobs.broker.failures_beside import FailuresBeside
 from posthog_jobs.broker.redis import unavailable
@@ -55,7 +56,7 @@ from posthog_jobs.worker.event_tasks import CaptureTask, OnEventTask
 from posthog_jobs.worker.export_tasks import ExportEventsTask, FlushExportTask
 from posthog_jobs.worker.registry import JobRegistry
 from posthog_jobs.worker.runtime import Runtime
-from posthog_jobs.worker.tasks import JobTask, task_name
+from posthog_jobs.worker.tasks import JobTask
 from posthog_jobs.worker.tick_tasks import TICK_TASKS, stop_ticks
 
 if TYPE_CHECKING:

@@ -19,6 +19,12 @@ from posthog_jobs.jobs.payload import encode_other
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+#: The tasks of hooks, by their names; those of ticks are `posthog_jobs.run_every_…`.
+CAPTURE: Final = "posthog_jobs.capture"
+ON_EVENT: Final = "posthog_jobs.on_event"
+FLUSH_EXPORT: Final = "posthog_jobs.flush_export"
+EXPORT_EVENTS: Final = "posthog_jobs.export_events"
+
 #: Message headers of ours.
 APP_HEADER = "posthog_jobs_app"
 KEY_HEADER = "posthog_jobs_key"
@@ -64,6 +70,24 @@ FRAGMENTS = {
 dumps: Final[Callable[[object], str]] = json.JSONEncoder(
     separators=(",", ":"), default=encode_other
 ).encode
+
+
+def task_name(app_name: str, job_name: str) -> str:
+    """Return the name of a job's task, as `task_routes` and Flower have it."""
+    return f"posthog_jobs.{app_name}.{job_name}"
+
+
+def parse_task_name(name: str) -> tuple[str, str] | None:
+    """Return the app's and the job's name; None for a task that is not a job's."""
+    match name.split("."):
+        case ["posthog_jobs", app_name, job_name]:
+            return app_name, job_name
+    return None
+
+
+def describe(app_id: object, size: int | None) -> str:
+    """Return what logs and Flower show of a message's arguments."""
+    return f"({app_id!r},)" if size is None else f"({app_id!r}, <{size} bytes>)"
 
 
 def due_of(headers: Mapping[str, Any]) -> int | None:

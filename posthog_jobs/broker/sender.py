@@ -9,16 +9,20 @@ from uuid import uuid4
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from posthog_jobs.broker.envelope import IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.broker.envelope import (
+    CAPTURE,
+    EXPORT_EVENTS,
+    FLUSH_EXPORT,
+    IF_WAITING_HEADER,
+    KEY_HEADER,
+    describe,
+    task_name,
+)
 from posthog_jobs.broker.rabbitmq import REFUSALS
 from posthog_jobs.broker.transport.sending import Sending, is_away
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, measure
-from posthog_jobs.worker.durable_task import describe
-from posthog_jobs.worker.event_tasks import CAPTURE
-from posthog_jobs.worker.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
-from posthog_jobs.worker.tasks import task_name
 
 if TYPE_CHECKING:
     from celery import Celery

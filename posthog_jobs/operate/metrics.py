@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from celery.utils.log import get_logger
 from celery.worker import state
 
-from posthog_jobs.broker.envelope import parse_partition
+from posthog_jobs.broker.envelope import parse_partition, parse_task_name
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.errors import (
@@ -26,7 +26,6 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.worker.job_ends import Result
 from posthog_jobs.worker.requests import DiscreetRequest
-from posthog_jobs.worker.tasks import parse_task_name
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server

@@ -330,11 +330,6 @@ class DurableTask(Task):
         )
 
 
-def describe(app_id: object, size: int | None) -> str:
-    """Return what logs and Flower show of a job's arguments."""
-    return f"({app_id!r},)" if size is None else f"({app_id!r}, <{size} bytes>)"
-
-
 def described(error: Exception) -> str:
     """Return what a waiting message says of the error before: its class and message, shortened."""
     text = redact(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]

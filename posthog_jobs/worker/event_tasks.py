@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import APP_HEADER, ERROR_HEADER
+from posthog_jobs.broker.envelope import APP_HEADER, CAPTURE, ERROR_HEADER, ON_EVENT, describe
 from posthog_jobs.errors import AppError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR, delay_after
-from posthog_jobs.worker.durable_task import DurableTask, describe, described
+from posthog_jobs.worker.durable_task import DurableTask, described
 
 if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installation
 
 logger = logging.getLogger(__name__)
-
-CAPTURE: Final = "posthog_jobs.capture"
-ON_EVENT: Final = "posthog_jobs.on_event"
 
 
 class CaptureTask(DurableTask):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import APP_HEADER, IF_WAITING_HEADER, KEY_HEADER
+from posthog_jobs.broker.envelope import (
+    APP_HEADER,
+    EXPORT_EVENTS,
+    FLUSH_EXPORT,
+    IF_WAITING_HEADER,
+    KEY_HEADER,
+    describe,
+)
 from posthog_jobs.errors import AppError, RetryError, UnknownJobError
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY
-from posthog_jobs.worker.durable_task import DurableTask, describe
-
-FLUSH_EXPORT: Final = "posthog_jobs.flush_export"
-EXPORT_EVENTS: Final = "posthog_jobs.export_events"
+from posthog_jobs.worker.durable_task import DurableTask
 
 
 class FlushExportTask(DurableTask):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from posthog_jobs.worker.tasks import task_name
+from posthog_jobs.broker.envelope import task_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

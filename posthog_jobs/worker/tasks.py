@@ -7,28 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import APP_HEADER, DUE_HEADER, KEPT_KEY_HEADER, KEY_HEADER
+from posthog_jobs.broker.envelope import (
+    APP_HEADER,
+    DUE_HEADER,
+    KEPT_KEY_HEADER,
+    KEY_HEADER,
+    describe,
+)
 from posthog_jobs.errors import AppError, RetryError, UnknownJobError
 from posthog_jobs.jobs.due import moment_of
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.running import Delivery
-from posthog_jobs.worker.durable_task import DurableTask, describe
+from posthog_jobs.worker.durable_task import DurableTask
 
 if TYPE_CHECKING:
     from celery.app.task import Context
-
-
-def task_name(app_name: str, job_name: str) -> str:
-    """Return the name of a job's task, as `task_routes` and Flower have it."""
-    return f"posthog_jobs.{app_name}.{job_name}"
-
-
-def parse_task_name(name: str) -> tuple[str, str] | None:
-    """Return the app's and the job's name; None for a task that is no job's."""
-    match name.split("."):
-        case ["posthog_jobs", app_name, job_name]:
-            return app_name, job_name
-    return None
 
 
 class JobTask(DurableTask):

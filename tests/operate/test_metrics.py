@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
+from posthog_jobs.broker.envelope import parse_task_name, task_name
 from posthog_jobs.broker.redis import Keys
 from posthog_jobs.operate import metrics
 from posthog_jobs.operate.metrics import OTHER, UNKNOWN, MetricLabels, read_backlog
-from posthog_jobs.worker.tasks import parse_task_name, task_name
 from tests.overdue import bring_forward
 
 if TYPE_CHECKING:

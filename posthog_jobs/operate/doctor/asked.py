@@ -10,14 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from posthog_jobs.broker import rabbitmq
+from posthog_jobs.broker.envelope import CAPTURE, EXPORT_EVENTS, FLUSH_EXPORT, ON_EVENT, task_name
 from posthog_jobs.broker.transport import OPTION
 from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.hooks.ticks import PERIODS
 from posthog_jobs.operate.doctor.server import Server
 from posthog_jobs.worker.control import REPORT, WorkerReport, broken, installed, skew
-from posthog_jobs.worker.event_tasks import CAPTURE, ON_EVENT
-from posthog_jobs.worker.export_tasks import EXPORT_EVENTS, FLUSH_EXPORT
-from posthog_jobs.worker.tasks import task_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
