@@ -13,8 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from posthog_jobs.errors import AppError, AppSetupError, EventError, PostHogJobsError, RetryError
-from posthog_jobs.hooks.chain import processed, processed_batch
-from posthog_jobs.hooks.events import check_event
+from posthog_jobs.hooks.events import check_event, processed
 from posthog_jobs.jobs.due import due_in
 from posthog_jobs.jobs.execution import call
 from posthog_jobs.jobs.lane import in_event_loop
@@ -159,16 +158,12 @@ class AppTester:
                 not an event.
             Exception: what the hook raised.
         """
-        meta, hook = self.setup(), self._hook("process_event")
-        with as_worker():
-            return cast("PluginEvent | None", processed(hook, self._event(event), meta))
+        results = self._processed("process_event", [event])
+        return results[0] if results else None
 
     def process_event_batch(self, events: Sequence[Mapping[str, object]]) -> list[PluginEvent]:
         """Pass events, one or more, to `process_event_batch`; return what came out, checked."""
-        meta, hook = self.setup(), self._hook("process_event_batch")
-        checked = [self._event(each) for each in events]
-        with as_worker():
-            return cast("list[PluginEvent]", processed_batch(hook, checked, meta))
+        return self._processed("process_event_batch", events)
 
     def on_event(self, event: Mapping[str, object]) -> None:
         """Show an event to `on_event`; after `RetryError` it waits in `jobs.scheduled`.
@@ -259,6 +254,12 @@ class AppTester:
                 f"{', '.join(definition.hooks) or 'none'}"
             )
         return definition.hooks[name]
+
+    def _processed(self, name: str, events: Sequence[Mapping[str, object]]) -> list[PluginEvent]:
+        meta, hook = self.setup(), self._hook(name)
+        checked = [self._event(each) for each in events]
+        with as_worker():
+            return cast("list[PluginEvent]", processed(name, hook, checked, meta))
 
     def _run_hook(self, name: str, *arguments: object) -> None:
         meta = self.setup()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Registry
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
-from posthog_jobs.hooks.chain import on_event, process_event, process_events
-from posthog_jobs.hooks.events import check_event
+from posthog_jobs.hooks.events import check_event, on_event, process_event, process_events
 from posthog_jobs.jobs.execution import call
 from posthog_jobs.jobs.lane import Lane
 from posthog_jobs.jobs.message import ABSENT, Outbox

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import AppSetupError, RetryError
-from posthog_jobs.hooks.chain import on_event, process_event, process_events
+from posthog_jobs.hooks.events import on_event, process_event, process_events
 from posthog_jobs.jobs.execution import in_worker
 from tests.installed import build, install
 
@@ -136,12 +136,12 @@ def _in_worker() -> Iterator[None]:
     [
         (raises, "ValueError: in the hook"),
         (raises_later, "ValueError: in the hook"),
-        (falls, "falls raised Abyss, which is no Exception"),
-        (interrupts, "interrupts raised KeyboardInterrupt, which is no Exception"),
+        (falls, "falls raised Abyss, which is not an Exception"),
+        (interrupts, "interrupts raised KeyboardInterrupt, which is not an Exception"),
         (mute, "mute raised MuteError, whose text cannot be read"),
         (changes_team, "changed team_id from 1 to 2; an app must leave it"),
         (loses_team, "changed team_id from 1 to None"),
-        (loses_name, "returned what is no event: the event has no name"),
+        (loses_name, "returned what is not an event: the event has no name"),
         (lambda event, meta: True, "returned bool; return the event, or None"),
         (lambda event, meta: [event], "returned list"),
     ],
@@ -153,7 +153,9 @@ def test_a_hook_that_fails(hook: Any, reason: str, caplog: pytest.LogCaptureFixt
     assert result == {**event(), "properties": {"by": ["a", "c"]}}
     [record] = caplog.records
     assert record.levelno == logging.ERROR
-    assert "process_event of app id 'app1' failed; event 'sign up' goes on" in caplog.text
+    assert (
+        "process_event of app id 'app1' failed, and left event 'sign up' as before" in caplog.text
+    )
     assert reason in caplog.text
 
 
@@ -175,7 +177,7 @@ def test_an_app_that_is_not_set_up(caplog: pytest.LogCaptureFixture) -> None:
 
     assert result is not None
     assert result["properties"]["by"] == ["a", "c"]
-    assert "event 'sign up' skips an app: setup_plugin failed" in caplog.text
+    assert "event 'sign up' left out an app: setup_plugin failed" in caplog.text
 
 
 def test_each_on_event_sees_the_event(caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +307,7 @@ def test_a_dropped_event_of_several() -> None:
         ({"event": "sign up"}, "returned dict; return a list"),
         ([None], "returned a list with NoneType in it; leave out what is dropped"),
         ([event(), {**event(), "team_id": 2}], "changed team_id from 1 to 2"),
-        ([{"team_id": 1}], "returned what is no event: the event has no name"),
+        ([{"team_id": 1}], "returned what is not an event: the event has no name"),
     ],
 )
 def test_a_batch_hook_that_fails(
@@ -322,7 +324,7 @@ def test_a_batch_hook_that_fails(
     results = process_events([named("1"), named("2")], installations, build_but("e"))
 
     assert [event["properties"]["by"] for event in results] == [["a", "d"], ["a", "d"]]
-    assert "process_event_batch of app id 'b' failed; 2 events go on as they were" in caplog.text
+    assert "process_event_batch of app id 'b' failed, and left 2 event(s) as before" in caplog.text
     assert reason in caplog.text
 
 
@@ -331,7 +333,7 @@ def test_a_batch_hook_that_is_not_set_up(caplog: pytest.LogCaptureFixture) -> No
     installations = [install("a", process_event_batch=lambda events, meta: [])]
 
     assert process_events([event()], installations, build_but("a")) == [event()]
-    assert "1 events skip an app: setup_plugin failed" in caplog.text
+    assert "1 event(s) left out an app: setup_plugin failed" in caplog.text
 
 
 def test_a_snapshot_has_its_own_hook() -> None:
