@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from uuid import uuid4
 
 from posthog_jobs.apps.export_options import ExportOptions
