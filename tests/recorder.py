@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from posthog_jobs.apps.definition import define_app
 from posthog_jobs.apps.installation import Installation
 from posthog_jobs.errors import PayloadTooLargeError
-from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.execution import LoopCaller
 from posthog_jobs.jobs.message import Outbox, Steered
 from posthog_jobs.jobs.trigger import Jobs, Origin
 
@@ -107,5 +107,5 @@ def make_jobs(sender: Sender, functions: dict[str, Callable[..., Any]] | None = 
         version=1,
     )
     definition = installation.definition
-    outbox = Outbox(sender, Lane("test"))
+    outbox = Outbox(sender, LoopCaller("test"))
     return Jobs(Origin(installation.id, definition.name, definition.jobs, outbox))

@@ -1,36 +1,49 @@
-"""Calls an app's function, sync or async; async ones share one event loop per process."""
+"""How an app's function is called, sync or async, and how its calls leave the event loop.
+
+Async functions share one event loop per process. What they call that blocks is called by a thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import inspect
+import logging
 import os
 import sys
 import threading
-from concurrent.futures import wait
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakMethod
+from concurrent.futures import ThreadPoolExecutor, _base, wait
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from weakref import WeakMethod, ref
 
 from posthog_jobs.errors import (
     AppExitError,
     AppUnreadableError,
     JobTimeLimitError,
     LoopUnavailableError,
+    PayloadRefusedError,
     PostHogJobsError,
     RetryError,
     checked_delay,
 )
-from posthog_jobs.jobs.lane import unawaited
-from posthog_jobs.jobs.running import current_job
+from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.running import RunningJob, current_job
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
     from concurrent.futures import Future
 
-    from posthog_jobs.jobs.lane import Pending
-    from posthog_jobs.jobs.running import RunningJob
+    from posthog_jobs.jobs.function import JobFunction
+    from posthog_jobs.jobs.retry import Policy
+    from posthog_jobs.jobs.running import Delivery
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds that a job which is cancelled at its time limit has to clean up.
 GRACE: Final = 5.0
@@ -38,101 +51,105 @@ GRACE: Final = 5.0
 #: Whether the caller is a Celery task, so that an app that exits must not end the process.
 in_worker: ContextVar[bool] = ContextVar("in_worker", default=False)
 
+#: The calls that the running job or hook has sent out of the loop and not waited for.
+_unawaited: ContextVar[list[LoopCall[Any]] | None] = ContextVar("unawaited", default=None)
 
-class _LoopThread:
-    """The event loop of this process, on a thread of its own, from the first async call on."""
+#: Whether this is caused by a call that a `LoopCaller`'s thread makes.
+_in_loop_call: ContextVar[bool] = ContextVar("in_loop_call", default=False)
 
-    __slots__ = ("__weakref__", "_lock", "_loop", "_pid", "_thread")
+#: Where the frames are that lie between the caller of an app's async function and its coroutine.
+_BETWEEN: Final = {__file__, _base.__file__}
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-
-    def run(self, awaitable: Awaitable[Any], limit: float | None = None) -> Any:
-        """Await something on the loop and wait for it; stop it if the wait is interrupted.
-
-        Raises:
-            JobTimeLimitError: it was not done within the limit, in seconds, and was cancelled.
-            LoopUnavailableError: there is no thread left for the loop, and it was not begun.
-        """
-        try:
-            loop = self._started()
-        except RuntimeError as error:  # which has nothing to do with what is awaited
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise LoopUnavailableError(f"the event loop of async jobs: {error}") from error
-        if threading.current_thread() is self._thread:
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
-            raise PostHogJobsError(
-                "sync code that runs in the apps' event loop cannot wait for an async hook; call "
-                "it with `await asyncio.to_thread(…)`"
-            )
-        ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_finish(awaitable, ended), loop)
-        try:
-            # timed here: a coroutine that blocks the loop would block the loop's own timers too
-            if limit is not None and not wait([future], limit).done:
-                _cut_short(future, ended, limit)
-            return future.result()
-        finally:
-            future.cancel()  # a no-op unless a time limit or a signal ended the wait
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._pid != os.getpid():
-            with self._lock:
-                if self._loop is None or self._pid != os.getpid():
-                    loop = asyncio.new_event_loop()
-                    self._thread = threading.Thread(
-                        target=_serve, args=(loop,), name="posthog_jobs.loop", daemon=True
-                    )
-                    try:
-                        self._thread.start()
-                    except RuntimeError:
-                        loop.close()
-                        raise
-                    self._loop, self._pid = loop, os.getpid()
-        return self._loop
-
-    def forget_parent(self) -> None:
-        """Forget the parent's loop: its thread is not there, and its lock may be held."""
-        self._lock = threading.Lock()
+#: What is called in a fork of this process.
+_in_forks: Final[set[ref[Any]]] = set()
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a loop for as long as the process lives, whatever app code does to end it."""
-    while True:
-        # these two end a loop; who waits for the coroutine gets them from its future
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            loop.run_forever()
+class Owner(Protocol):
+    """Whose job it is: the `meta` that its function is given."""
+
+    @property
+    def app_id(self) -> str:
+        """The installation's id."""
+
+    @property
+    def team_id(self) -> int:
+        """The installation's team."""
 
 
-def after_fork(method: Callable[[], None]) -> None:
-    """Call an object's method in every fork of this process, for as long as the object lives."""
-    reference = WeakMethod(method)
+@dataclass(frozen=True, slots=True)
+class ReadyJob:
+    """A job whose app is set up.
 
-    def call() -> None:
-        bound = reference()
-        if bound is not None:
-            bound()
+    Attributes:
+        retry: how often it is run again when it raises `RetryError`.
+        run: runs it here, once, and waits for its end.
+    """
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=call)
-
-
-_loop_thread: Final = _LoopThread()
-after_fork(_loop_thread.forget_parent)
+    retry: Policy
+    run: Callable[[], object]
 
 
-def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def ready_job(
+    job: JobFunction,
+    payload: object,
+    meta: Owner,
+    delivery: Delivery,
+    release: Callable[[], None],
+) -> ReadyJob:
+    """Return what runs a job's function as `call` does, with `meta.job` set meanwhile.
+
+    An async one that runs longer than its time limit is cancelled, and raises JobTimeLimitError.
+
+    Args:
+        job: the job.
+        payload: its payload, or ABSENT.
+        meta: its installation's, set up.
+        delivery: what its message says of this run.
+        release: called at the end.
+    """
+    retries = job.retry.retries
+    running = RunningJob(
+        id=delivery.id,
+        attempt=delivery.attempt,
+        due=delivery.due,
+        key=delivery.key,
+        app_id=meta.app_id,
+        team_id=meta.team_id,
+        job_name=job.name,
+        max_attempts=None if retries is None else retries + 1,
+    )
+    if payload is ABSENT:
+        payload = job.default
+    args = (meta,) if payload is ABSENT else (payload, meta)
+    # a partial, which has no frame of its own in the traceback of what the job raises
+    run = partial(_call, running, job.time_limit, job.function, args, release)
+    return ReadyJob(job.retry, run)
+
+
+def check_call(job: JobFunction, payload: object, app_id: str) -> None:
+    """Refuse a message that was sent when the job's function looked otherwise.
+
+    Raises:
+        PayloadRefusedError: the function does not take the payload any more, or needs one.
+    """
+    if payload is ABSENT and not job.takes_none:
+        raise PayloadRefusedError(
+            f"job {job.name!r} of app id {app_id!r} needs a payload now, and was sent with none; "
+            "let its payload have a default, and replay"
+        )
+    if payload is not ABSENT and not job.takes_payload:
+        raise PayloadRefusedError(
+            f"job {job.name!r} of app id {app_id!r} takes no payload any more, and was sent with "
+            f"one; write it as {job.name}(payload, meta), and replay"
+        )
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function and wait until it, and all it sent off, is done.
 
     Args:
         function: sync, async, or sync with an awaitable result.
         args: its arguments.
-        kwargs: its named arguments.
 
     Returns:
         What it returned, or what that resolved to.
@@ -140,40 +157,11 @@ def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     Raises:
         Exception: what it raised, or what one of its un-awaited calls (a job that it triggered,
             a value that it stored) failed with.
-        AppExitError: it called `sys.exit`, or raised what is no Exception, and this is a worker.
+        AppExitError: it called `sys.exit`, or raised what is not an Exception, in a worker.
         AppUnreadableError: it raised what cannot be logged.
         RetryPolicyError: it raised a RetryError whose delay is not a time span.
     """
-    return _call(None, None, function, args, kwargs)
-
-
-def run_job(
-    running: RunningJob,
-    limit: float | None,
-    function: Callable[..., Any],
-    /,
-    *args: Any,
-    **kwargs: Any,
-) -> None:
-    """Call a job's function as `call` does, as the job that `meta.job` tells of.
-
-    Args:
-        running: the job.
-        limit: seconds after which an async one is cancelled; None: no limit.
-        function: the job's function.
-        args: its arguments.
-        kwargs: its named arguments.
-
-    Raises:
-        JobTimeLimitError: it was cancelled.
-        Exception: as `call`.
-    """
-    try:
-        _call(running, limit, function, args, kwargs)
-    except JobTimeLimitError as error:
-        raise JobTimeLimitError(
-            f"job {running.job_name!r} of app id {running.app_id!r} {error}"
-        ) from None
+    return _call(None, None, function, args)
 
 
 def _call(
@@ -181,15 +169,16 @@ def _call(
     limit: float | None,
     function: Callable[..., Any],
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    release: Callable[[], None] | None = None,
 ) -> Any:
     token, recursion_limit = current_job.set(running), sys.getrecursionlimit()
     try:
-        result = function(*args, **kwargs)
+        result = function(*args)
         if result is not None and inspect.isawaitable(result):
-            return _loop_thread.run(result, limit)
+            return _loop_thread.run(result, running, limit)
     except Exception as error:
         _check_usable(error, function)
+        _leave_out_loop(error)
         raise
     except BaseException as error:
         # Elsewhere it may come from a signal handler of the program that this is; in a worker it
@@ -209,6 +198,8 @@ def _call(
         current_job.reset(token)
         if sys.getrecursionlimit() != recursion_limit:  # or it would be so for all that comes after
             sys.setrecursionlimit(recursion_limit)
+        if release is not None:
+            release()
     return result
 
 
@@ -241,7 +232,113 @@ def _is_told_to_end() -> bool:
     return billiard is not None and bool(billiard.terminate_handler_fired())
 
 
-def _cut_short(future: Future[Any], ended: threading.Event, limit: float) -> None:
+def _leave_out_loop(error: Exception) -> None:
+    """Let a traceback show an app's coroutine right below its caller, as it shows a function."""
+    if (caller := error.__traceback__) is not None:
+        below = caller.tb_next
+        while below is not None and below.tb_frame.f_code.co_filename in _BETWEEN:
+            below = below.tb_next
+        caller.tb_next = below or caller.tb_next
+
+
+def after_fork(function: Callable[[], None]) -> None:
+    """Call a function of a module, or a method of an object, in every fork of this process.
+
+    The method for as long as the object lives, which this does not keep alive.
+    """
+    kind: Any = WeakMethod if isinstance(function, MethodType) else ref
+    _in_forks.add(kind(function, _in_forks.discard))
+
+
+def _call_in_fork() -> None:
+    for reference in list(_in_forks):
+        function = reference()
+        if function is not None:
+            function()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_call_in_fork)
+
+
+class _LoopThread:
+    """The event loop of this process, on a thread of its own, from the first async call on."""
+
+    __slots__ = ("__weakref__", "_lock", "_loop", "_thread")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        after_fork(self._forget_parent)
+
+    def run(self, awaitable: Awaitable[Any], job: RunningJob | None, limit: float | None) -> Any:
+        """Await something on the loop and wait for it; stop it if the wait is interrupted.
+
+        Args:
+            awaitable: what an app's function returned.
+            job: the job that it is of, if it is one's.
+            limit: the seconds that it may take; None: any.
+
+        Raises:
+            JobTimeLimitError: it was not done in time, and was cancelled.
+            LoopUnavailableError: there is no thread left for the loop, and it was not begun.
+        """
+        try:
+            loop = self._started()
+        except PostHogJobsError:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            raise
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_finish(awaitable, ended), loop)
+        try:
+            # timed here: a coroutine that blocks the loop would block the loop's own timers too
+            if limit is not None and not wait([future], limit).done:
+                _cut_short(future, ended, job, limit)
+            return future.result()
+        finally:
+            future.cancel()  # a no-op unless a time limit or a signal ended the wait
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if threading.current_thread() is self._thread:
+            raise PostHogJobsError(
+                "sync code that runs in the apps' event loop cannot wait for an async hook; call "
+                "it with `await asyncio.to_thread(…)`"
+            )
+        with self._lock:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(
+                    target=_serve, args=(loop,), name="posthog_jobs.loop", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    loop.close()
+                    raise LoopUnavailableError(f"the event loop of async jobs: {error}") from error
+                self._loop, self._thread = loop, thread
+            return self._loop
+
+    def _forget_parent(self) -> None:
+        # its thread is not there, and its lock may be held
+        self._lock, self._loop, self._thread = threading.Lock(), None, None
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop for as long as the process lives, whatever app code does to end it."""
+    while True:
+        # these two end a loop; who waits for the coroutine gets them from its future
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            loop.run_forever()
+
+
+_loop_thread: Final = _LoopThread()
+
+
+def _cut_short(
+    future: Future[Any], ended: threading.Event, job: RunningJob | None, limit: float
+) -> None:
     if not future.cancel():  # it has just ended by itself
         return
     outlook = "was cancelled"
@@ -249,20 +346,109 @@ def _cut_short(future: Future[Any], ended: threading.Event, limit: float) -> Non
         outlook = (
             f"did not end within {GRACE:g} s of being cancelled, so that it may still be running"
         )
+    what = f"job {job.job_name!r} of app id {job.app_id!r} " if job else ""
     raise JobTimeLimitError(
-        f"ran longer than its time limit of {limit:g} s and {outlook}; raise @job(time_limit=…), "
-        "or split the job"
+        f"{what}ran longer than its time limit of {limit:g} s and {outlook}; raise "
+        "@job(time_limit=…), or split the job"
     )
 
 
 async def _finish(awaitable: Awaitable[Any], ended: threading.Event) -> Any:
-    calls: list[Pending[Any]] = []
-    unawaited.set(calls)
+    calls: list[LoopCall[Any]] = []
+    _unawaited.set(calls)
     try:
         result = await awaitable
-        for pending in calls:
-            if not pending.observed:
-                await pending
+        for each in calls:
+            if not each.observed:
+                await each
         return result
     finally:
         ended.set()
+
+
+class LoopCall(Generic[T]):
+    """A call that has left the event loop. It is made, awaited or not, as a promise is.
+
+    A failure that nobody awaits is logged; inside of a job or hook it fails that.
+    """
+
+    __slots__ = ("_future", "_what", "observed")
+
+    def __init__(self, future: Future[T], what: str) -> None:
+        self._future: Final = future
+        self._what: Final = what
+        self.observed = False
+
+    def __await__(self) -> Generator[object, None, T]:
+        try:
+            # shielded: who stops waiting must not stop what was asked for
+            return (yield from asyncio.shield(asyncio.wrap_future(self._future)).__await__())
+        finally:
+            self.observed = self._future.done()  # not if the wait was cut short
+
+    def __del__(self) -> None:
+        if not self.observed:
+            what = self._what
+
+            def log_failure(future: Future[T]) -> None:
+                if not future.cancelled() and (error := future.exception()) is not None:
+                    logger.error("%s failed, and nobody awaited it: %s", what, error)
+
+            self._future.add_done_callback(log_failure)
+
+
+class LoopCaller:
+    """Makes blocking calls: in place for sync code, on one thread for coroutines.
+
+    One thread keeps the calls in the order in which they were made. It is started by the first
+    call that needs it, again after a fork, and finishes its work before the interpreter exits.
+    """
+
+    __slots__ = ("__weakref__", "_executor", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name: Final = name
+        self._executor: ThreadPoolExecutor | None = None
+        after_fork(self._forget_parent)
+
+    def call(self, function: Callable[[], T], what: str) -> T | LoopCall[T]:
+        """Call a function that blocks.
+
+        Args:
+            function: what to call.
+            what: what it does, for the log if it fails and nobody awaits it.
+
+        Returns:
+            What the function returned; in a running event loop an awaitable of that.
+        """
+        if not in_event_loop():
+            return function()
+        context = copy_context()  # a message belongs to the trace that it was sent in
+        context.run(_in_loop_call.set, True)
+        if _in_loop_call.get():  # the thread may wait for what the call that it makes has caused
+            executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+            pending = LoopCall(executor.submit(context.run, function), what)
+            executor.shutdown(wait=False)
+        else:
+            pending = LoopCall(self._thread().submit(context.run, function), what)
+        calls = _unawaited.get()
+        if calls is not None:
+            calls.append(pending)
+        return pending
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        return self._executor
+
+    def _forget_parent(self) -> None:
+        self._executor = None  # whose thread is not there
+
+
+def in_event_loop() -> bool:
+    """Tell whether the caller runs in an event loop, which it must not block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

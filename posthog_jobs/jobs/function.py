@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, overload
 
 from posthog_jobs.errors import AppLoadError, RetryPolicyError, is_number
+from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.retry import policy_of
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class JobFunction:
         function: called as `fn(payload, meta)`, or `fn(meta)` when there is no payload.
         takes_payload: whether `fn(payload, meta)` fits its signature.
         takes_none: whether `fn(meta)` fits its signature.
-        optional_payload: whether it is of the shape `fn(payload=…, meta=…)`, so that without
-            a payload `meta` has to go by its name.
+        default: of the shape `fn(payload=…, meta=…)`, what it takes where there is no payload;
+            else ABSENT.
         retry: how often it is run again when it raises `RetryError`.
         time_limit: seconds that a run may take; None: any.
         is_async: whether it is a coroutine function, which this package itself can cancel.
@@ -56,7 +57,7 @@ class JobFunction:
     function: Function
     takes_payload: bool
     takes_none: bool
-    optional_payload: bool
+    default: object
     retry: Policy
     time_limit: float | None
     is_async: bool
@@ -195,13 +196,9 @@ def _job_function(app: str, name: str, function: Function) -> JobFunction:
             f"{name}(meta) if it has no payload"
         )
     first, second = (*signature.parameters.values(), None, None)[:2]
-    optional_payload = (
-        first is not None
-        and second is not None
-        and first.default is not first.empty
-        and second.name == "meta"
-        and second.kind is second.POSITIONAL_OR_KEYWORD
-    )
+    default: object = ABSENT
+    if first and second and second.name == "meta" and first.default is not first.empty:
+        default = first.default if second.kind is second.POSITIONAL_OR_KEYWORD else ABSENT
     _, retry, time_limit = getattr(function, _MARK, (name, None, None))
     if time_limit is not None and not (is_number(time_limit, 0, _LONGEST_LIMIT) and time_limit):
         raise AppLoadError(
@@ -217,7 +214,7 @@ def _job_function(app: str, name: str, function: Function) -> JobFunction:
         function=function,
         takes_payload=takes_payload,
         takes_none=takes_none,
-        optional_payload=optional_payload,
+        default=default,
         retry=policy,
         time_limit=time_limit,
         is_async=_is_async(function),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 
 class Absent:
@@ -113,4 +113,4 @@ class Outbox:
     """How jobs get to the broker: by whom, and on which thread for coroutines."""
 
     sender: Sender
-    lane: Lane
+    caller: LoopCaller

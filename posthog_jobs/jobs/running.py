@@ -29,6 +29,10 @@ class Delivery:
     key: str | None = None
 
 
+#: A job that is called without a message.
+BY_HAND: Final = Delivery(id="")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningJob(Delivery):
     """A job under way.

@@ -69,7 +69,7 @@ class JobHandle:
 
         self._place: Final = place
         self._outbox: Final = outbox
-        self._sent: Final = outbox.lane.call(send_off, what)
+        self._sent: Final = outbox.caller.call(send_off, what)
 
     @property
     def id(self) -> str:
@@ -93,7 +93,7 @@ class JobHandle:
             UnsupportedByBrokerError: this broker cannot.
         """
         place, sender = self._place, self._outbox.sender
-        return self._outbox.lane.call(lambda: sender.cancel(place.id), f"cancelling {place.id}")
+        return self._outbox.caller.call(lambda: sender.cancel(place.id), f"cancelling {place.id}")
 
     def reschedule(self, at: datetime) -> Any:
         """Move the job to another time, or run it now if that has passed.
@@ -117,7 +117,7 @@ class JobHandle:
                 place.due = due
             return steered
 
-        return self._outbox.lane.call(move, f"rescheduling {place.id}")
+        return self._outbox.caller.call(move, f"rescheduling {place.id}")
 
     def __await__(self) -> Generator[object, None, None]:
         if self._sent is not None:

@@ -16,7 +16,7 @@ from posthog_jobs.jobs.payload import check_key, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 _MAX_TTL: Final = 10**10  # seconds; what Redis can add to its clock with room to spare
 
@@ -69,7 +69,7 @@ class Cache:
 
     _app_id: str
     _store: CacheStore
-    _lane: Lane
+    _caller: LoopCaller
 
     def set(self, key: str, value: object, ttl: float | None = None) -> Any:
         """Keep a value, for `ttl` seconds, or until it is set again."""
@@ -135,7 +135,7 @@ class Cache:
 
     def _call(self, what: str, key: str, function: Callable[[], Any]) -> Any:
         check_key(key)
-        return self._lane.call(function, f"cache.{what} of app id {self._app_id!r}")
+        return self._caller.call(function, f"cache.{what} of app id {self._app_id!r}")
 
 
 def _milliseconds(ttl: float) -> int:

@@ -11,7 +11,7 @@ from posthog_jobs.errors import AddressError, ConfigurationError
 if TYPE_CHECKING:
     from geoip2.database import Reader
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 
 class GeoIP:
@@ -21,15 +21,15 @@ class GeoIP:
     processes that are forked later.
     """
 
-    def __init__(self, path: str | None, lane: Lane) -> None:
+    def __init__(self, path: str | None, caller: LoopCaller) -> None:
         """Remember where the file is.
 
         Args:
             path: of an `.mmdb` file with cities, such as GeoLite2's, if there is one.
-            lane: calls for coroutines.
+            caller: calls for coroutines.
         """
         self._path: Final = path
-        self._lane: Final = lane
+        self._caller: Final = caller
 
     def locate(self, ip: str) -> Any:
         """Return what is known of an address, IPv4 or IPv6.
@@ -53,7 +53,7 @@ class GeoIP:
             raise AddressError(
                 f'geoip.locate was given what is not an IP address: {shown}; use one, as "1.2.3.4"'
             )
-        return self._lane.call(lambda: self._locate(str(address)), "geoip.locate")
+        return self._caller.call(lambda: self._locate(str(address)), "geoip.locate")
 
     def _locate(self, address: str) -> dict[str, Any] | None:
         reader = self._reader

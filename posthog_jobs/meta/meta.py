@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.execution import LoopCaller
 from posthog_jobs.jobs.running import current_job, current_task_id, extra, logger_with_fields
 from posthog_jobs.jobs.trigger import Jobs, Origin
 from posthog_jobs.meta.cache import Cache
@@ -118,7 +118,7 @@ class Stores:
 class Metas:
     """What the extensions of all installations share in a process, and what is made of it."""
 
-    __slots__ = ("_events", "_geoip", "_lane", "_outbox", "_sink", "_stores")
+    __slots__ = ("_caller", "_events", "_geoip", "_outbox", "_sink", "_stores")
 
     def __init__(self, settings: Settings, stores: Stores, outbox: Outbox) -> None:
         """Prepare the extensions; nothing is connected to or opened before it is used.
@@ -133,9 +133,9 @@ class Metas:
         self._sink: EventSink = self._capture
         if settings.posthog_host and settings.posthog_project_key:
             self._sink = PostHogClient(settings.posthog_host, settings.posthog_project_key).sink
-        self._lane: Final = Lane("posthog_jobs.store")
-        self._events: Final = Lane("posthog_jobs.posthog")
-        self._geoip: Final = GeoIP(settings.geoip_path, Lane("posthog_jobs.geoip"))
+        self._caller: Final = LoopCaller("posthog_jobs.store")
+        self._events: Final = LoopCaller("posthog_jobs.posthog")
+        self._geoip: Final = GeoIP(settings.geoip_path, LoopCaller("posthog_jobs.geoip"))
 
     def build(self, installation: Installation) -> Meta:
         """Return a new meta of an installation."""
@@ -148,11 +148,11 @@ class Metas:
             config=MappingProxyType(config),
             attachments=MappingProxyType(attachments),
             global_={},
-            cache=Cache(app_id, stores.cache, self._lane),
-            storage=Storage(app_id, stores.storage, self._lane),
+            cache=Cache(app_id, stores.cache, self._caller),
+            storage=Storage(app_id, stores.storage, self._caller),
             jobs=Jobs(Origin(app_id, definition.name, definition.jobs, self._outbox)),
-            metrics=Metrics(app_id, definition.metrics, stores.metrics, self._lane),
-            utils=Utils(cursor=Cursor(app_id, stores.storage, self._lane)),
+            metrics=Metrics(app_id, definition.metrics, stores.metrics, self._caller),
+            utils=Utils(cursor=Cursor(app_id, stores.storage, self._caller)),
             geoip=self._geoip,
             posthog=PostHog(app_id, installation.team_id, self._sink, self._events),
             logger=AppLogger(installation),

@@ -11,7 +11,7 @@ from posthog_jobs.errors import MetricError, UnknownMetricError, did_you_mean, i
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 
 class MetricsStore(Protocol):
@@ -34,12 +34,12 @@ class MetricsStore(Protocol):
 class Metrics:
     """One installation's metrics: `meta.metrics["name"]`, or `meta.metrics.name`."""
 
-    __slots__ = ("_app_id", "_kinds", "_lane", "_store")
+    __slots__ = ("_app_id", "_caller", "_kinds", "_store")
 
     def __init__(
-        self, app_id: str, kinds: Mapping[str, str], store: MetricsStore, lane: Lane
+        self, app_id: str, kinds: Mapping[str, str], store: MetricsStore, caller: LoopCaller
     ) -> None:
-        self._app_id, self._kinds, self._store, self._lane = app_id, kinds, store, lane
+        self._app_id, self._kinds, self._store, self._caller = app_id, kinds, store, caller
 
     def __getitem__(self, name: str) -> Metric:
         """Return the metric of this name.
@@ -54,7 +54,7 @@ class Metrics:
                 f"app id {self._app_id!r} declares no metric {name!r}; {hint}it declares: "
                 f'{", ".join(self._kinds) or "none"}. Add it to metrics = {{"name": "sum"}}'
             )
-        return Metric(self._app_id, name, kind, self._store, self._lane)
+        return Metric(self._app_id, name, kind, self._store, self._caller)
 
     def __getattr__(self, name: str) -> Metric:
         if name.startswith("__"):  # what copy, pickle and others look for
@@ -80,7 +80,7 @@ class Metric:
     _name: str
     _kind: str
     _store: MetricsStore
-    _lane: Lane
+    _caller: LoopCaller
 
     def increment(self, number: float = 1) -> Any:
         """Add a number to a `sum`."""
@@ -103,6 +103,6 @@ class Metric:
             shown = number if isinstance(number, float) else f"of type {type(number).__name__}"
             raise MetricError(f"{where} was given what is {shown}; use a finite number")
         value = float(number)
-        return self._lane.call(
+        return self._caller.call(
             lambda: self._store.record(app_id, kind, name, value), f"{method} of {where}"
         )

@@ -16,7 +16,7 @@ from posthog_jobs.hooks.events import check_event
 if TYPE_CHECKING:
     from posthog import Posthog
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 #: Takes an event, checks what is its own to check, and returns what sends it.
 EventSink = Callable[[dict[str, Any]], Callable[[], None]]
@@ -27,13 +27,13 @@ _TIMEOUT: Final = 5  # seconds for a connection, and for an answer
 class PostHog:
     """One installation's way to capture events."""
 
-    __slots__ = ("_app_id", "_lane", "_sink", "_team_id")
+    __slots__ = ("_app_id", "_caller", "_sink", "_team_id")
 
-    def __init__(self, app_id: str, team_id: int, sink: EventSink, lane: Lane) -> None:
+    def __init__(self, app_id: str, team_id: int, sink: EventSink, caller: LoopCaller) -> None:
         self._app_id: Final = app_id
         self._team_id: Final = team_id
         self._sink: Final = sink
-        self._lane: Final = lane
+        self._caller: Final = caller
 
     def capture(self, event: str, properties: Mapping[str, Any] | None = None) -> Any:
         """Capture an event, in PostHog or, where none is configured, in our own hooks.
@@ -73,7 +73,7 @@ class PostHog:
             default_team_id=self._team_id,
         )
         what = f"capturing {event!r} by app id {self._app_id!r}"
-        return self._lane.call(self._sink(copy.deepcopy(checked)), what)
+        return self._caller.call(self._sink(copy.deepcopy(checked)), what)
 
 
 class PostHogClient:

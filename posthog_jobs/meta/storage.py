@@ -15,7 +15,7 @@ from posthog_jobs.jobs.payload import check_key, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from posthog_jobs.jobs.lane import Lane
+    from posthog_jobs.jobs.execution import LoopCaller
 
 _INT64: Final = (-(2**63), 2**63 - 1)
 
@@ -61,7 +61,7 @@ class Storage:
 
     _app_id: str
     _backend: StorageBackend
-    _lane: Lane
+    _caller: LoopCaller
 
     def get(self, key: str, default: object = None) -> Any:
         """Return the value of a key, or the default if it has none."""
@@ -78,7 +78,7 @@ class Storage:
 
     def _call(self, what: str, key: str, function: Callable[[], Any]) -> Any:
         check_key(key)
-        return self._lane.call(function, f"storage.{what} of app id {self._app_id!r}")
+        return self._caller.call(function, f"storage.{what} of app id {self._app_id!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +91,7 @@ class Cursor:
 
     _app_id: str
     _backend: StorageBackend
-    _lane: Lane
+    _caller: LoopCaller
 
     def init(self, key: str, initial: int = 0) -> Any:
         """Start a cursor, unless it was started before: then it goes on, as with PostHog.
@@ -113,7 +113,7 @@ class Cursor:
 
     def _call(self, what: str, key: str, function: Callable[[], Any]) -> Any:
         check_key(key)
-        return self._lane.call(function, f"cursor.{what} of app id {self._app_id!r}")
+        return self._caller.call(function, f"cursor.{what} of app id {self._app_id!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

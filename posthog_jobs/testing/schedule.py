@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from posthog_jobs.errors import Number
     from posthog_jobs.hooks.events import PluginEvent
+    from posthog_jobs.jobs.execution import ReadyJob
     from posthog_jobs.jobs.message import JobMessage
-    from posthog_jobs.jobs.ready_job import ReadyJob
 
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -237,14 +237,14 @@ class MemorySchedule:
             yield job, self._attempt(job, prepare(job))
         clock.turn_to(end)
 
-    def _attempt(self, job: ScheduledJob, run: ReadyJob) -> FailedJob | None:
+    def _attempt(self, job: ScheduledJob, ready: ReadyJob) -> FailedJob | None:
         failure: Exception
         what = f"{'hook' if job.is_hook else 'job'} {job.name!r}"
         try:
             with as_worker():
-                run()
+                ready.run()
         except RetryError as error:
-            delay = delay_after(error, run.retry, job.attempt)
+            delay = delay_after(error, ready.retry, job.attempt)
             if delay is not None:
                 self._again(job, delay)
                 return None

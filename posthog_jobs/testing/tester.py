@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from posthog_jobs.errors import AppError, AppSetupError, EventError, PostHogJobsError, RetryError
 from posthog_jobs.hooks.events import check_event, processed
 from posthog_jobs.jobs.due import due_in
-from posthog_jobs.jobs.execution import call
-from posthog_jobs.jobs.lane import in_event_loop
+from posthog_jobs.jobs.execution import ReadyJob, call, in_event_loop
 from posthog_jobs.jobs.message import ABSENT
-from posthog_jobs.jobs.ready_job import ReadyJob
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR, delay_after
 from posthog_jobs.jobs.running import Delivery
 from posthog_jobs.settings import Settings

@@ -10,10 +10,9 @@ from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Registry
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.hooks.events import check_event, on_event, process_event, process_events
-from posthog_jobs.jobs.execution import call
-from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.execution import LoopCaller, call, check_call, ready_job
 from posthog_jobs.jobs.message import ABSENT, Outbox
-from posthog_jobs.jobs.ready_job import BY_HAND, ReadyJob, call_of, check_call
+from posthog_jobs.jobs.running import BY_HAND
 from posthog_jobs.meta.meta import Metas
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installation, Installations
     from posthog_jobs.apps.store import InstallationStore
     from posthog_jobs.hooks.exports import Exporter
+    from posthog_jobs.jobs.execution import ReadyJob
     from posthog_jobs.jobs.message import Sender
     from posthog_jobs.jobs.running import Delivery
     from posthog_jobs.meta.meta import Meta, Stores
@@ -60,7 +60,7 @@ class Runtime:
         """
         self.settings: Final = settings
         self.registry: Final = Registry(settings, store, self._retire)
-        self.outbox: Final = Outbox(sender, Lane("posthog_jobs.publish"))
+        self.outbox: Final = Outbox(sender, LoopCaller("posthog_jobs.publish"))
         self.metas: Final = Metas(settings, stores, self.outbox)
         self._lifecycle: Final = Lifecycle(
             self.metas.build,
@@ -106,7 +106,7 @@ class Runtime:
             delivery: what its message says of this run.
 
         Returns:
-            What must be called, once: until it has ended, the app is not torn down.
+            What must be run, once: until it has ended, the app is not torn down.
 
         Raises:
             AppError, UnknownJobError: the app or the job is not there now.
@@ -127,7 +127,7 @@ class Runtime:
             )
         check_call(job, payload, app_id)
         meta, release = self._lifecycle.hold(installation)
-        return ReadyJob(job.retry, call_of(job, payload, meta, delivery, release))
+        return ready_job(job, payload, meta, delivery, release)
 
     def hook(self, app_id: str, name: str) -> Callable[[], None] | None:
         """Return what runs a hook that takes `meta` alone; None if the app has no such hook.

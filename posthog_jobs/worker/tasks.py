@@ -45,7 +45,7 @@ class JobTask(DurableTask):
         except (AppError, UnknownJobError) as error:
             self.wait_for_app(error)
         try:
-            job()
+            job.run()
         except RetryError as error:
             retries = self.request.retries
             self.again(error, job.retry, retries, retries=retries + 1)

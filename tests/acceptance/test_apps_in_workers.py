@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.execution import LoopCaller
 from posthog_jobs.meta.cache import Cache
 from posthog_jobs.meta.redis_stores import RedisCache
 from tests.nodes import poll
@@ -93,7 +93,7 @@ def test_changes_beside_running_jobs(
     for note in ran:  # n was set to 1 after the job 0 was sent, to 11 after the job 10, …
         assert note["config"]["n"] >= (note["payload"] - 1) // 10 * 10 + 1
     (ended,) = wait_for(jobs_app, "slow ended", app_id="new")
-    kept = Cache("new", RedisCache(jobs_app.server), Lane("test"))  # of a disabled app too
+    kept = Cache("new", RedisCache(jobs_app.server), LoopCaller("test"))  # of a disabled app too
     apps.disable("new")
 
     def noted(what: str) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def test_redis_restarts_under_a_worker(
     default_redis_broker.start()
     default_redis_broker.ready()
     jobs_app.send_task("posthog_jobs.recorder.record", ("new", "kept"))
-    noted = Cache("new", RedisCache(jobs_app.server), Lane("test"))
+    noted = Cache("new", RedisCache(jobs_app.server), LoopCaller("test"))
     poll("the job", lambda: "kept" in str(noted.lrange("notes", 0, -1)))
 
     jobs_app.apps.install(MODULE, id="new", config={"n": 1})

@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 import threading
+import traceback
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from posthog_jobs.errors import BrokerUnavailableError, JobTimeLimitError, PostHogJobsError
 from posthog_jobs.jobs import execution
-from posthog_jobs.jobs.execution import call, run_job
-from posthog_jobs.jobs.running import RunningJob, current_job
+from posthog_jobs.jobs.execution import call, ready_job
+from posthog_jobs.jobs.function import exported_jobs
+from posthog_jobs.jobs.message import ABSENT
+from posthog_jobs.jobs.running import Delivery, RunningJob, current_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,20 +30,20 @@ async def this_loop() -> int:
 def test_a_sync_function() -> None:
     """Functions: a sync one runs in the caller's thread, with all its arguments."""
 
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return args, kwargs, threading.current_thread()
+    def function(*args: Any) -> Any:
+        return args, threading.current_thread()
 
-    assert call(function, 1, function=2) == ((1,), {"function": 2}, threading.current_thread())
+    assert call(function, 1, 2) == ((1, 2), threading.current_thread())
 
 
 def test_an_async_function() -> None:
     """Functions: an async one is waited for, on a loop apart from the caller's thread."""
 
-    async def function(payload: int, *, meta: int) -> Any:
+    async def function(payload: int, meta: int) -> Any:
         await asyncio.sleep(0)
         return payload + meta, threading.current_thread()
 
-    total, thread = call(function, 1, meta=2)
+    total, thread = call(function, 1, 2)
 
     assert total == 3
     assert thread is not threading.current_thread()
@@ -215,25 +219,43 @@ def test_a_fork_gets_a_loop_of_its_own() -> None:
     assert call(this_loop) == parents
 
 
+@dataclass(frozen=True)
+class Owner:
+    app_id: str = "teapot-eu"
+    team_id: int = 1
+
+
 JOB = RunningJob(id="i", attempt=2, app_id="teapot-eu", team_id=1, job_name="brew", max_attempts=6)
+
+
+def run_job(function: Callable[..., Any], payload: object = ABSENT, limit: Any = None) -> None:
+    job = replace(exported_jobs("teapot", {"jobs": {"brew": function}})["brew"], time_limit=limit)
+    released: list[bool] = []
+    ready = ready_job(
+        job, payload, Owner(), Delivery(id="i", attempt=2), lambda: released.append(True)
+    )
+    try:
+        ready.run()
+    finally:
+        assert released == [True]
 
 
 def test_the_running_job_is_known() -> None:
     """meta.job: sync and async functions see the job that they are; hooks inside of it see none."""
     seen: list[RunningJob | None] = []
 
-    def function() -> None:
+    def function(meta: Any) -> None:
         seen.append(current_job.get())
         call(hook)
 
     def hook() -> None:
         seen.append(current_job.get())
 
-    async def async_function() -> None:
-        await asyncio.create_task(asyncio.to_thread(function))
+    async def async_function(meta: Any) -> None:
+        await asyncio.create_task(asyncio.to_thread(function, meta))
 
-    run_job(JOB, None, function)
-    run_job(JOB, None, async_function)
+    run_job(function)
+    run_job(async_function)
 
     assert seen == [JOB, None] * 2
     assert current_job.get() is None
@@ -244,7 +266,7 @@ def test_an_async_job_over_its_limit() -> None:
     loop = call(this_loop)
     cleaned_up: list[bool] = []
 
-    async def job() -> None:
+    async def job(meta: Any) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -252,7 +274,7 @@ def test_an_async_job_over_its_limit() -> None:
             cleaned_up.append(True)
 
     with pytest.raises(JobTimeLimitError) as raised:
-        run_job(JOB, 1, job)
+        run_job(job, limit=1)
 
     assert "'brew' of app id 'teapot-eu' ran longer than its time" in str(raised.value)
     assert "limit of 1 s and was cancelled" in str(raised.value)
@@ -264,18 +286,39 @@ def test_a_job_within_its_limit() -> None:
     """Time limit: a job that ends in time, and what it raises, are not changed by the limit."""
     done: list[int] = []
 
-    async def job(number: int) -> None:
+    async def job(number: int, meta: Any) -> None:
         await asyncio.sleep(0)
         done.append(number)
         if number > 1:
             raise TimeoutError("its own")
 
-    run_job(JOB, 60, job, 1)
+    run_job(job, 1, limit=60)
     with pytest.raises(TimeoutError, match="its own"):
-        run_job(JOB, 60, job, 2)
-    run_job(JOB, 0.001, done.append, 3)
+        run_job(job, 2, limit=60)
+    run_job(lambda number, meta: done.append(number), 3, limit=0.001)
 
     assert done == [1, 2, 3]
+
+
+def fails(meta: Any) -> None:
+    raise LookupError(meta)
+
+
+async def fails_in_the_loop(meta: Any) -> None:
+    await asyncio.sleep(0)
+    fails(meta)
+
+
+@pytest.mark.parametrize("function", [fails, fails_in_the_loop])
+def test_what_is_shown_above_an_apps_function(function: Any) -> None:
+    """Failure: the traceback of what a job raised leads to its function in one step."""
+    with pytest.raises(LookupError) as raised:
+        run_job(function)
+
+    names = [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+    at = names.index(function.__name__)
+    assert names[:at] == ["test_what_is_shown_above_an_apps_function", "run_job", "_call"]
+    assert names[-1] == "fails"
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -286,7 +329,7 @@ def test_a_job_that_does_not_end_when_cancelled(
     monkeypatch.setattr(execution, "GRACE", 0.05)
     started, go_on = threading.Event(), threading.Event()
 
-    async def job() -> None:
+    async def job(meta: Any) -> None:
         started.set()
         if blocks:
             go_on.wait(60)
@@ -295,7 +338,7 @@ def test_a_job_that_does_not_end_when_cancelled(
                 await asyncio.sleep(0.001)
 
     with pytest.raises(JobTimeLimitError, match="so that it may still be running"):
-        run_job(JOB, 1, job)
+        run_job(job, limit=1)
 
     assert started.is_set()
     go_on.set()

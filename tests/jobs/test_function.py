@@ -11,6 +11,7 @@ import pytest
 from posthog_jobs import RetryPolicy, job
 from posthog_jobs.apps.definition import define_app
 from posthog_jobs.errors import AppLoadError
+from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.retry import NEVER, ON_RETRY_ERROR, RetryDelays
 
 if TYPE_CHECKING:
@@ -120,25 +121,25 @@ def test_a_function_without_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "payload", "none", "optional"),
+    ("function", "payload", "none", "default"),
     [
-        (with_payload, True, False, False),
-        (without_payload, False, True, False),
-        (with_async, True, False, False),
-        (lambda payload=None, meta=None: None, True, True, True),
-        (lambda *args: None, True, True, False),
-        (lambda payload, meta, *, extra=1: None, True, False, False),
-        (functools.partial(lambda extra, meta: None, 1), False, True, False),
+        (with_payload, True, False, ABSENT),
+        (without_payload, False, True, ABSENT),
+        (with_async, True, False, ABSENT),
+        (lambda payload=None, meta=None: None, True, True, None),
+        (lambda *args: None, True, True, ABSENT),
+        (lambda payload, meta, *, extra=1: None, True, False, ABSENT),
+        (functools.partial(lambda extra, meta: None, 1), False, True, ABSENT),
     ],
 )
 def test_what_a_signature_takes(
-    function: Any, *, payload: bool, none: bool, optional: bool
+    function: Any, *, payload: bool, none: bool, default: object
 ) -> None:
     """Arguments: the signature tells whether a job takes a payload, none, or either."""
     defined = define(jobs={"x": function}).jobs["x"]
 
     assert (defined.takes_payload, defined.takes_none) == (payload, none)
-    assert defined.optional_payload is optional
+    assert defined.default is default
 
 
 @pytest.mark.parametrize(

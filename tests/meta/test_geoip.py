@@ -13,7 +13,7 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from posthog_jobs.errors import AddressError, ConfigurationError
-from posthog_jobs.jobs.lane import Lane
+from posthog_jobs.jobs.execution import LoopCaller
 from posthog_jobs.meta.geoip import GeoIP
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def write(path: Path, kind: str = "GeoIP2-City") -> str:
 
 
 def located_by(path: str | None) -> GeoIP:
-    return GeoIP(path, Lane("test"))
+    return GeoIP(path, LoopCaller("test"))
 
 
 @pytest.fixture(scope="module")

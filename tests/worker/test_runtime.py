@@ -89,7 +89,7 @@ def called(runtime: Runtime) -> list[Any]:
 )
 def test_a_payload_comes_before_meta(runtime: Runtime, job: str, payload: Any) -> None:
     """Arguments: x(None), x(0), x(""), x([]) run as fn(payload, meta)."""
-    runtime.job("teapot", job, "one", payload)()
+    runtime.job("teapot", job, "one", payload).run()
 
     assert called(runtime) == [((payload, runtime.meta("one")), {})]
     assert called(runtime)[0][0][0] is payload
@@ -98,7 +98,7 @@ def test_a_payload_comes_before_meta(runtime: Runtime, job: str, payload: Any) -
 @pytest.mark.parametrize("job", ["without", "withoutAsync", "anything"])
 def test_meta_alone(runtime: Runtime, job: str) -> None:
     """Arguments: x() runs as fn(meta)."""
-    runtime.job("teapot", job, "one", ABSENT)()
+    runtime.job("teapot", job, "one", ABSENT).run()
 
     assert called(runtime) == [((runtime.meta("one"),), {})]
 
@@ -106,7 +106,7 @@ def test_meta_alone(runtime: Runtime, job: str) -> None:
 @pytest.mark.parametrize("job", ["either", "eitherAsync"])
 def test_a_default_for_the_payload(runtime: Runtime, job: str) -> None:
     """Arguments: x() of fn(payload=…, meta=…) gets meta as meta, and its own default."""
-    runtime.job("teapot", job, "two")()
+    runtime.job("teapot", job, "two").run()
 
     assert called(runtime) == [(("none", runtime.meta("two")), {})]
 
@@ -150,7 +150,7 @@ def test_meta_from_outside(runtime: Runtime) -> None:
     meta = runtime.meta("one")
     assert meta.global_ == {}
 
-    runtime.job("teapot", "without", "one")()
+    runtime.job("teapot", "without", "one").run()
 
     assert called(runtime)[0][0][0] is meta
     assert meta.global_ == {"ready": True}

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.jobs.execution import call
-from posthog_jobs.jobs.lane import Lane, Pending
+from posthog_jobs.jobs.execution import LoopCall, LoopCaller, call
 from tests.jobs.test_execution import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def in_loop(function: Callable[[], Any], what: str = "sending") -> Pending[Any]:
+def in_loop(function: Callable[[], Any], what: str = "sending") -> LoopCall[Any]:
     # what a job's trigger does in a coroutine
-    pending = Lane("test").call(function, what)
-    assert isinstance(pending, Pending)
+    pending = LoopCaller("test").call(function, what)
+    assert isinstance(pending, LoopCall)
     return pending
 
 
@@ -36,16 +35,16 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_in_place_without_a_loop() -> None:
     """Return: from sync code a call is made in place, and its result or error is the caller's."""
-    lane = Lane("test")
+    caller = LoopCaller("test")
 
-    assert lane.call(threading.current_thread, "asking") is threading.current_thread()
+    assert caller.call(threading.current_thread, "asking") is threading.current_thread()
     with pytest.raises(BrokerUnavailableError):
-        lane.call(fail, "failing")
+        caller.call(fail, "failing")
 
 
 def test_one_thread_in_order() -> None:
     """Return: calls of coroutines are made one after another, as they were made, off the loop."""
-    lane, order = Lane("test"), list[int]()
+    caller, order = LoopCaller("test"), list[int]()
 
     async def main() -> set[threading.Thread]:
         pending = []
@@ -55,8 +54,8 @@ def test_one_thread_in_order() -> None:
                 order.append(number)
                 return threading.current_thread()
 
-            pending.append(lane.call(note, "noting"))
-        return {await each for each in pending if isinstance(each, Pending)}
+            pending.append(caller.call(note, "noting"))
+        return {await each for each in pending if isinstance(each, LoopCall)}
 
     threads = asyncio.run(main())
 
@@ -99,11 +98,11 @@ def test_awaited_twice() -> None:
 
 def test_a_fork_gets_a_thread_of_its_own() -> None:
     """Return: after a fork the child's calls are made on a thread of the child."""
-    lane = Lane("test")
+    caller = LoopCaller("test")
 
     async def made_by() -> int:
-        pending = lane.call(os.getpid, "asking")
-        assert isinstance(pending, Pending)
+        pending = caller.call(os.getpid, "asking")
+        assert isinstance(pending, LoopCall)
         return await asyncio.wait_for(pending, 60)
 
     assert asyncio.run(made_by()) == os.getpid()
