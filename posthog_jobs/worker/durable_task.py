@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -45,7 +46,7 @@ from posthog_jobs.worker.configuration import check_not_eager
 from posthog_jobs.worker.job_ends import SentAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from celery import Celery
     from celery.app.task import Context
@@ -145,22 +146,24 @@ class DurableTask(Task):
         """Return the headers that each message of the task has."""
         return {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task; what Celery would take for the end of its worker is a failure of the app.
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the task in this; what Celery takes for the end of its worker is the app's failure.
+
+        Not a `__call__`, whose frame would stand in the traceback of each app.
 
         Raises:
             SentAgain: the broker or a store is away, or a thread for the loop of async jobs, so
                 that it runs again later.
             AppMemoryError, AppExitError, AppControlError: the app's code ran out of memory, raised
-                what is no Exception, such as KeyboardInterrupt, or what is Celery's to raise.
+                what is not an Exception, such as KeyboardInterrupt, or what is Celery's to raise.
         """
         request = self.request
         token, end = current_task_id.set(request.id), None
         try:
-            if request.called_directly:
-                return super().__call__(*args, **kwargs)
-            end = self._begin(request)
-            return self.run(*args, **kwargs)
+            if not request.called_directly:
+                end = self._begin(request)
+            yield
         except (BrokerUnavailableError, LoopUnavailableError, StoreUnavailableError) as error:
             if request.called_directly:
                 raise

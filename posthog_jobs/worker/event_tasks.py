@@ -34,10 +34,11 @@ class CaptureTask(DurableTask):
 
     def run(self, event: dict[str, Any]) -> None:
         """Run the hooks; an `on_event` that raised `RetryError` again later, and alone."""
-        runtime = self.app.runtime
-        for processed in [event] if is_snapshot(event) else runtime.process_events([event]):
-            runtime.on_event(processed, partial(self._later, processed))
-            runtime.export(processed)
+        with self.running():
+            runtime = self.app.runtime
+            for processed in [event] if is_snapshot(event) else runtime.process_events([event]):
+                runtime.on_event(processed, partial(self._later, processed))
+                runtime.export(processed)
 
     def _later(self, event: dict[str, Any], installation: Installation, reason: Exception) -> None:
         delay = delay_after(reason, ON_RETRY_ERROR, 0)
@@ -61,16 +62,17 @@ class OnEventTask(DurableTask):
 
     def run(self, app_id: str, event: dict[str, Any]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
-        reasons: list[Exception] = []
-        try:
-            self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)
-        except AppError as error:
-            reasons.append(error)
-        if reasons and isinstance(reasons[0], RetryError):
-            retries = self.request.retries
-            self.again(reasons[0], ON_RETRY_ERROR, retries, retries=retries + 1)
-        elif reasons:
-            self.wait_for_app(reasons[0])
+        with self.running():
+            reasons: list[Exception] = []
+            try:
+                self.app.runtime.on_event(event, lambda _, reason: reasons.append(reason), app_id)
+            except AppError as error:
+                reasons.append(error)
+            if reasons and isinstance(reasons[0], RetryError):
+                retries = self.request.retries
+                self.again(reasons[0], ON_RETRY_ERROR, retries, retries=retries + 1)
+            elif reasons:
+                self.wait_for_app(reasons[0])
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id and an event of a team."""

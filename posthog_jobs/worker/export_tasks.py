@@ -26,7 +26,8 @@ class FlushExportTask(DurableTask):
 
     def run(self, app_id: str) -> None:
         """Empty the buffer; again later if a server does not answer."""
-        self.app.runtime.flush_export(app_id, str(self.request.id))
+        with self.running():
+            self.app.runtime.flush_export(app_id, str(self.request.id))
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id."""
@@ -48,15 +49,16 @@ class ExportEventsTask(DurableTask):
 
     def run(self, app_id: str, events: list[dict[str, Any]]) -> None:
         """Run the hook; again later if it raises `RetryError` or its app is not there."""
-        try:
-            export = self.app.runtime.batch(app_id, events)
-        except (AppError, UnknownJobError) as error:
-            self.wait_for_app(error)
-        try:
-            export()
-        except RetryError as error:
-            retries = self.request.retries
-            self.again(error, ON_EXPORT_RETRY, retries, retries=retries + 1)
+        with self.running():
+            try:
+                export = self.app.runtime.batch(app_id, events)
+            except (AppError, UnknownJobError) as error:
+                self.wait_for_app(error)
+            try:
+                export()
+            except RetryError as error:
+                retries = self.request.retries
+                self.again(error, ON_EXPORT_RETRY, retries, retries=retries + 1)
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id and a list of events."""

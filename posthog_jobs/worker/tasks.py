@@ -38,17 +38,18 @@ class JobTask(DurableTask):
 
     def run(self, app_id: str, payload: object = ABSENT) -> None:
         """Run the job; again later if it raises `RetryError` or its app is not there."""
-        try:
-            job = self.app.runtime.job(
-                self.app_name, self.job_name, app_id, payload, _delivery(self.request)
-            )
-        except (AppError, UnknownJobError) as error:
-            self.wait_for_app(error)
-        try:
-            job.run()
-        except RetryError as error:
-            retries = self.request.retries
-            self.again(error, job.retry, retries, retries=retries + 1)
+        with self.running():
+            try:
+                job = self.app.runtime.job(
+                    self.app_name, self.job_name, app_id, payload, _delivery(self.request)
+                )
+            except (AppError, UnknownJobError) as error:
+                self.wait_for_app(error)
+            try:
+                job.run()
+            except RetryError as error:
+                retries = self.request.retries
+                self.again(error, job.retry, retries, retries=retries + 1)
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an app id, and perhaps a payload."""

@@ -61,24 +61,27 @@ class TickTask(DurableTask):
             app_id: the installation.
             boundary: the start of the minute, hour or day, in seconds since the epoch.
         """
-        tick = Tick(app_id=app_id, hook=self.hook, boundary=datetime.fromtimestamp(boundary, UTC))
-        ledger = self.app.tick_ledger
-        # RabbitMQ waits by another clock, by which the tick may be early: the next one is not it
-        now = ledger.now() if self._is_extra(tick) else max(ledger.now(), tick.boundary)
-        try:
-            run = self.app.runtime.hook(app_id, self.hook)
-        except AppLoadError as error:
-            logger.warning("%s of app id %r does not run: %s", self.hook, app_id, error)
-            self.send_next(app_id, now)
-            return
-        except AppError as error:
-            logger.info("%s of app id %r ends: %s", self.hook, app_id, error)
-            if isinstance(error, AppDisabledError | AppRemovedError):
-                ledger.forget(app_id)  # what it does not run meanwhile is not made up
-            return
-        if run is not None:
-            self.send_next(app_id, now)
-            self._run(tick, run, ledger, now)
+        with self.running():
+            tick = Tick(
+                app_id=app_id, hook=self.hook, boundary=datetime.fromtimestamp(boundary, UTC)
+            )
+            ledger = self.app.tick_ledger
+            # by RabbitMQ's clock the tick may be early: the next one is not it
+            now = ledger.now() if self._is_extra(tick) else max(ledger.now(), tick.boundary)
+            try:
+                run = self.app.runtime.hook(app_id, self.hook)
+            except AppLoadError as error:
+                logger.warning("%s of app id %r does not run: %s", self.hook, app_id, error)
+                self.send_next(app_id, now)
+                return
+            except AppError as error:
+                logger.info("%s of app id %r ends: %s", self.hook, app_id, error)
+                if isinstance(error, AppDisabledError | AppRemovedError):
+                    ledger.forget(app_id)  # what it does not run meanwhile is not made up
+                return
+            if run is not None:
+                self.send_next(app_id, now)
+                self._run(tick, run, ledger, now)
 
     def send_next(self, app_id: str, now: datetime) -> bool:
         """Have an installation's next tick wait; return whether none did."""

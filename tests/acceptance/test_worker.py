@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 
+import posthog_jobs
 from tests.nodes import poll
 from tests.notes import notes, wait_for
 
@@ -138,7 +140,10 @@ def test_retry_error_runs_the_job_again(jobs_app: PostHogJobs) -> None:
 def test_a_failed_job_is_logged_with_its_traceback(
     jobs_app: PostHogJobs, celery_setup: CeleryTestSetup
 ) -> None:
-    """Failure: any other exception ends the job; the log has app id, job, error and traceback."""
+    """Failure: any other exception ends the job; the log has app id, job, error and traceback.
+
+    Of ours, that shows the task and the call of the job's function.
+    """
     jobs_app.meta_for("recorder").jobs.fail({"secret": "hunter2"}).run_now()
     wait_for(jobs_app, "fail")
     celery_setup.worker.assert_log_exists("ValueError: this job fails")
@@ -147,6 +152,7 @@ def test_a_failed_job_is_logged_with_its_traceback(
 
     assert "Task posthog_jobs.recorder.fail[" in log
     assert 'raise ValueError("this job fails")' in log
+    assert log.count(f'File "{Path(posthog_jobs.__file__).parent}/') == 2
     assert "hunter2" not in log
 
 
