@@ -25,14 +25,13 @@ from celery.utils.nodenames import anon_nodename
 
 from posthog_jobs.apps.store import RedisStore
 from posthog_jobs.broker import rabbitmq, transport
+from posthog_jobs.broker.broker import RedisBroker
 from posthog_jobs.broker.embedded import EmbeddedServer
 from posthog_jobs.broker.envelope import task_name
-from posthog_jobs.broker.failures import Failures
-from posthog_jobs.broker.failures_beside import FailuresBeside
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
-from posthog_jobs.broker.transport.sending import Sending, being_sent
+from posthog_jobs.broker.transport.sending import Sending, this_thread
 from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
@@ -66,6 +65,8 @@ if TYPE_CHECKING:
     from celery import Task
     from kombu import Connection
 
+    from posthog_jobs.broker.broker import Broker
+    from posthog_jobs.broker.failures import Failures
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.operate.doctor import Finding
@@ -127,7 +128,6 @@ class PostHogJobs(Celery):
         self._runtime_lock = threading.RLock()
         # without a lock, and so without one that a signal's handler could wait for
         self._spares: deque[tuple[int, Any]] = deque()
-        self.delays = rabbitmq.Delays(self)
         super().__init__(main, **{"set_as_current": False, **options})
         adopt(self._conf)
         self._tasks.app = self
@@ -184,6 +184,20 @@ class PostHogJobs(Celery):
     def server(self) -> RedisServer:
         """The Redis of the installed apps and what they keep: the broker's, or another one."""
         return self.store_server() or self._broker
+
+    @cached_property
+    def broker(self) -> Broker:
+        """The broker, as it is configured."""
+        schedule = Schedule(self._broker, revoke=self.control.revoke)
+        if rabbitmq.is_configured(self.conf):
+            return rabbitmq.RabbitMQBroker(
+                self,
+                schedule,
+                self.server,
+                max_failures=self.settings.max_failures,
+                retry_policy=self.retry_policy,
+            )
+        return RedisBroker(self._broker, schedule)
 
     def process_event(self, event: object) -> dict[str, Any] | None:
         """Pass an event through the `process_event` hooks of its team, in this process.
@@ -248,7 +262,7 @@ class PostHogJobs(Celery):
     @property
     def schedule(self) -> Schedule:
         """What waits on the broker: to be listed, counted, cancelled and moved."""
-        return Schedule(self._broker, revoke=self.control.revoke)
+        return self.broker.schedule
 
     @property
     def apps(self) -> Apps:
@@ -291,21 +305,13 @@ class PostHogJobs(Celery):
     @property
     def failures(self) -> Failures:
         """What failed, kept on the broker: to be listed, counted, replayed and discarded."""
-        server = self._redis
-        send = None if server is self._broker else self.failures_beside.send
-        return Failures(server, send=send)
-
-    @property
-    def failures_beside(self) -> FailuresBeside:
-        """Keeps what failed where the broker is RabbitMQ."""
-        return FailuresBeside(self, self._redis)
+        return self.broker.failures
 
     @property
     def deliveries(self) -> Deliveries:
         """Counts how often a job was delivered again."""
-        server = self._redis
-        forgets = server is not self._broker
-        return Deliveries(server, self.settings.max_deliveries, forgets=forgets)
+        broker, most = self.broker, self.settings.max_deliveries
+        return Deliveries(broker.records, most, forgets=not broker.ends_counts)
 
     @property
     def tick_ledger(self) -> TickLedger:
@@ -317,12 +323,7 @@ class PostHogJobs(Celery):
         """
         # the broker's if it is Redis, though there be another one: by its clock ticks are due
         with unavailable():
-            return TickLedger(*self._redis.connected())
-
-    @property
-    def _redis(self) -> RedisServer:
-        """The broker; where that is RabbitMQ, the Redis beside it, if there is one."""
-        return self.server if rabbitmq.is_configured(self.conf) else self._broker
+            return TickLedger(*self.broker.records.connected())
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.
@@ -400,7 +401,7 @@ class PostHogJobs(Celery):
             eta: when it is due.
             task_id: its id, if it has one.
             arguments: what else Celery's takes, in its order.
-            sending: what tells the caller what became of this message.
+            sending: what tells the caller what became of this message, and is entered.
             options: what else Celery's takes, by name.
 
         Raises:
@@ -412,21 +413,33 @@ class PostHogJobs(Celery):
         task = options.get("task_type") or self._known_task(name)
         if isinstance(task, DurableTask):
             options = task.options_for(args or (), kwargs or {}, options)
-        send = partial(super().send_task, name, args, kwargs)
-        delays = self.delays
         options.setdefault("retry_policy", self.retry_policy)
-        if sending is None:
-            sending = Sending(task_id or str(uuid4()), self.settings.enqueue_timeout)
-        arguments = (sending.id, *arguments)
+        if sending is not None:
+            return self._send(sending.id, name, args, kwargs, countdown, eta, *arguments, **options)
+        with Sending(task_id or str(uuid4()), self.settings.enqueue_timeout) as message:
+            return self._send(message.id, name, args, kwargs, countdown, eta, *arguments, **options)
+
+    def _send(  # noqa: PLR0913, PLR0917  # as above
+        self,
+        task_id: str,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        countdown: float | None,
+        eta: Any,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        send = partial(super().send_task, name, args, kwargs)
+        delays = self.broker.delays
         try:
-            with sending:
-                if (countdown or eta) and delays.are_native():
-                    return delays.send(send, countdown, eta, *arguments, **options)
-                if countdown and not eta:
-                    # as Celery does, without the detour over its time zones, which takes 0.1 ms
-                    due = datetime.now(UTC) + timedelta(seconds=countdown)
-                    countdown, eta = None, due.isoformat()
-                return send(countdown, eta, *arguments, **options)
+            if delays is not None and (countdown or eta):
+                return delays.send(send, countdown, eta, task_id, *arguments, **options)
+            if countdown and not eta:
+                # as Celery does, without the detour over its time zones, which takes 0.1 ms
+                due = datetime.now(UTC) + timedelta(seconds=countdown)
+                countdown, eta = None, due.isoformat()
+            return send(countdown, eta, task_id, *arguments, **options)
         except PreconditionFailed as error:
             raise rabbitmq.name_is_taken(error) from error
 
@@ -444,7 +457,7 @@ class PostHogJobs(Celery):
         What is sent while another message is being sent, as by a signal's handler, takes none of
         the pool: all may belong to who waits for it, and the lock to what the handler interrupted.
         """
-        message = being_sent()
+        message = this_thread.sending
         if producer is None and message is not None and message.around is not None:
             return self._spare_producer()
         return super().producer_or_acquire(producer)
@@ -507,7 +520,7 @@ class PostHogJobs(Celery):
         return None if url is None else redis_server(partial(self._store_connection, url))
 
     def _store_connection(self, url: str) -> Connection:
-        if rabbitmq.is_configured(self.conf):
+        if isinstance(self.broker, rabbitmq.RabbitMQBroker):
             # the broker's TLS, user and port are not this server's
             return self.amqp.Connection(url)
         return self.connection_for_write(url)

@@ -9,10 +9,10 @@ from redis import Redis
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.failure import FailedJob
+from posthog_jobs.broker.failures import FailureKeeper
 from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
-from posthog_jobs.broker.transport.dead_letters import DeadLetters
-from posthog_jobs.broker.transport.line import Line
+from posthog_jobs.broker.transport.connection import Connection
 from posthog_jobs.worker.job_ends import reason_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Broken:
     def __init__(self, app: PostHogJobs, server: RedisProcess) -> None:
         self.app, self.client = app, Redis.from_url(server.url)
         self.keys = Keys()
-        self.line = Line(self.client.connection_pool)
+        self.connection = Connection(self.client.connection_pool)
         self.tags = 0
         self.most = 100
 
@@ -39,13 +39,12 @@ class Broken:
         self.tags += 1
         args = [LEASE, 60_000, 1, self.tags, 0, 0, 1, "0", "y", "0"]
         keys = [*self.keys.fixed, self.keys.inflight(LEASE), "celery"]
-        reply = scripts.TURN(self.line, keys, [self.keys.prefix, *args])
+        reply = scripts.TURN(self.connection, keys, [self.keys.prefix, *args])
         _, tag, raw = reply[REPLY_HEAD:]
         return tag.decode(), raw
 
     def settle(self, tag: str, raw: bytes, error: Exception) -> str:
         """Let the message fail with an error; its id."""
-        letters = DeadLetters(self.keys, self.keys.inflight(LEASE), self.most)
         failure = FailedJob.of(
             json.loads(raw)["headers"],
             fallback_id="none",
@@ -54,8 +53,8 @@ class Broken:
             traceback="Traceback …",
             worker="w@test",
         )
-        letters.add(tag, failure)
-        letters.send(self.line, lambda _: None)
+        keeper = FailureKeeper(self.keys, self.most)
+        list(keeper.move(self.connection, self.keys.inflight(LEASE), {tag: failure}))
         return failure.id
 
     def fail(

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from posthog_jobs.errors import ReplayError
+from posthog_jobs.errors import ConfigurationError, ReplayError
 from posthog_jobs.jobs.due import milliseconds
 from posthog_jobs.jobs.payload import encode_other
+from posthog_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,8 +33,6 @@ IF_WAITING_HEADER = "posthog_jobs_if_waiting"
 DUE_HEADER = "posthog_jobs_due"
 #: When a message that was due at once was sent, in ms, by its sender's clock.
 SENT_HEADER = "posthog_jobs_sent"
-#: What a delivery adds to a message, and what is not sent on with it.
-_OF_DELIVERY = (DUE_HEADER, SENT_HEADER, "redelivered")
 #: What a job raised at its last attempt, and the key that it waited under before that.
 ERROR_HEADER = "posthog_jobs_error"
 KEPT_KEY_HEADER = "posthog_jobs_kept_key"
@@ -44,8 +43,12 @@ WAITED_HEADER = "posthog_jobs_waited"
 #: How often a message waited for the broker or a store, for which no policy counts.
 AWAY_HEADER = "posthog_jobs_away"
 
-#: What a message says of one delivery alone, and none that is made new of it takes over.
-DELIVERY_HEADERS = (KEY_HEADER, IF_WAITING_HEADER, *_OF_DELIVERY)
+#: What a delivery adds to a message, and what is not sent on with it.
+_OF_DELIVERY: Final = (DUE_HEADER, SENT_HEADER, "redelivered")
+#: What is kept of an error at most, in characters.
+_LONGEST_ERROR: Final = 500
+#: What a message says of earlier attempts, which a replay begins anew.
+_OF_ATTEMPTS: Final = (ERROR_HEADER, WAITED_HEADER, AWAY_HEADER)
 
 #: More than any payload nests (`posthog_jobs.jobs.payload`), with the lists and objects around it.
 MAX_DEPTH = 220
@@ -107,9 +110,51 @@ def due_of(headers: Mapping[str, Any]) -> int | None:
         return None  # Celery itself refuses it when the message arrives
 
 
-def undelivered(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message's headers without those that its delivery added."""
-    return {name: value for name, value in headers.items() if name not in _OF_DELIVERY}
+def outgoing(message: dict[str, Any], now: int) -> tuple[int | None, list[Any]]:
+    """Lay out a message that is to be sent.
+
+    A message that is sent on has what an earlier delivery added, which goes. The message given
+    gets headers of its own: kombu sends it again if this time fails.
+
+    Args:
+        message: what kombu made of it.
+        now: the present, in ms since the epoch.
+
+    Returns:
+        When it is due, if it goes to the schedule, and what the script is told of it: that is
+        `scheduled`, else the message alone.
+
+    Raises:
+        ConfigurationError: it is compressed with what workers do not unpack.
+    """
+    headers = _undelivered(message.get("headers") or {})
+    if not can_inflate(compression := headers.get("compression", "gzip")):
+        raise ConfigurationError(
+            f"a message of {headers.get('task')!r:.200} is compressed with {compression!r:.60}, "
+            f"which the workers of posthog_jobs do not unpack; let its task have {COMPRESSIONS}"
+        )
+    message = {**message, "headers": headers}
+    due = due_of(headers)
+    if KEY_HEADER in headers or (due is not None and due > now):
+        return due or 0, scheduled(message, due or 0)
+    if due is not None:
+        headers[DUE_HEADER], headers["eta"] = due, None
+    elif "task" in headers:
+        headers[SENT_HEADER] = now
+    return None, [dumps(message)]
+
+
+def scheduled(message: Mapping[str, Any], due: int) -> list[Any]:
+    """Return what `schedule.lua` is told of a message, ARGV[2-7]; it is due at so many ms."""
+    headers = message["headers"]
+    return [
+        identity(message),
+        due,
+        partition_of(str(headers.get(APP_HEADER, "")), str(headers.get("task", ""))),
+        str(headers.get(KEY_HEADER, "")),
+        str(headers.get(IF_WAITING_HEADER, "replace")),
+        pack(message),
+    ]
 
 
 def partition_of(app_id: str, job: str) -> str:
@@ -137,7 +182,7 @@ def parse_netstrings(text: str) -> list[str]:
     return parts
 
 
-def pack(message: dict[str, Any]) -> str:
+def pack(message: Mapping[str, Any]) -> str:
     """The message as it is stored: without its `eta`, its id and tag left out where they repeat.
 
     The message itself stays as it is: kombu sends it again if this time fails.
@@ -347,6 +392,21 @@ def inflate(data: bytes, compression: object) -> bytes:
     return body
 
 
+def retry_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers of a message that is made new for a retry.
+
+    It has no key any more, under which another job may wait by now.
+    """
+    made = _undelivered(headers, KEY_HEADER, IF_WAITING_HEADER)
+    return made if KEY_HEADER not in headers else {**made, KEPT_KEY_HEADER: headers[KEY_HEADER]}
+
+
+def described(error: Exception) -> str:
+    """Return what a waiting message says of the error before: its class and message, shortened."""
+    text = redact(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate could not be printed
+
+
 def replay_message(message: dict[str, Any] | None, old_id: str, task_id: str) -> str:
     """Return a message under another id, with its attempts counted anew; its body stays.
 
@@ -361,8 +421,7 @@ def replay_message(message: dict[str, Any] | None, old_id: str, task_id: str) ->
     headers = message.get("headers") if message is not None else None
     if message is None or not headers or not isinstance(headers.get("task"), str):
         raise ReplayError(f"{old_id} is not a message of a task; look at it, and discard it")
-    dropped = (*DELIVERY_HEADERS, ERROR_HEADER, WAITED_HEADER, AWAY_HEADER)
-    headers = {name: value for name, value in headers.items() if name not in dropped}
+    headers = _undelivered(headers, KEY_HEADER, IF_WAITING_HEADER, *_OF_ATTEMPTS)
     if headers.get("root_id") in (old_id, None):
         headers["root_id"] = task_id
     headers |= {"id": task_id, "retries": 0, "eta": None, "expires": None, REPLAY_HEADER: old_id}
@@ -376,3 +435,9 @@ def replay_message(message: dict[str, Any] | None, old_id: str, task_id: str) ->
     }
     message = {name: part for name, part in message.items() if name != "redelivered"}
     return dumps({**message, "headers": headers, "properties": properties})
+
+
+def _undelivered(headers: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """Return headers without those that a delivery added, and without others."""
+    dropped = (*_OF_DELIVERY, *others)
+    return {name: value for name, value in headers.items() if name not in dropped}

@@ -8,6 +8,7 @@ What is older than 30 days, or over `posthog_jobs_max_failures`, goes, the oldes
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from uuid import uuid4
 
@@ -23,16 +24,24 @@ from posthog_jobs.broker.failure import (
 )
 from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
 from posthog_jobs.broker.redis import reaching_broker
-from posthog_jobs.broker.transport.dead_letters import KEPT_FOR
 from posthog_jobs.errors import ReplayError, UnknownFailureError, UnsupportedByBrokerError
 from posthog_jobs.jobs.due import milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from posthog_jobs.broker.redis import Keys, RedisServer
+    from redis import Redis
 
+    from posthog_jobs.broker.redis import Keys, RedisServer
+    from posthog_jobs.broker.transport.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+#: How long failed jobs are kept, in ms: 30 days.
+KEPT_FOR: Final = 30 * 24 * 3600 * 1000
+#: Most failed jobs that one script call lets go.
+_TRIM: Final = 100
 
 #: Partitions asked in one round trip, and ids in one script call.
 _PARTITIONS: Final = 200
@@ -336,3 +345,81 @@ class Failures:
 def _until(filters: Filters) -> float | None:
     before = filters.get("before")
     return None if before is None else milliseconds(before, "before")
+
+
+class FailureKeeper:
+    """Puts jobs to the failed ones, and lets those go that are too old or too many.
+
+    Args:
+        keys: the key names.
+        most: how many failed jobs are kept.
+    """
+
+    __slots__ = ("_keys", "_most")
+
+    def __init__(self, keys: Keys, most: int) -> None:
+        self._keys: Final = keys
+        self._most: Final = most
+
+    def move(
+        self, client: Redis | Connection, inflight: str, failures: Mapping[str, FailedJob]
+    ) -> Iterator[tuple[str, bool]]:
+        """Move messages from those in flight to the failed jobs, which acknowledges them.
+
+        Args:
+            client: what to send the commands by.
+            inflight: the in-flight hash of the lease that has them.
+            failures: tag in flight → why and how it failed.
+
+        Yields:
+            Each tag, when that is done, and whether the lease still had it.
+        """
+        dropped = 0
+        try:
+            for tag, failure in failures.items():
+                what = (tag, failure.id, failure.partition, failure.details)
+                kept, gone = self._run(scripts.FAIL, client, *what, keys=[inflight])
+                dropped += gone
+                yield tag, bool(kept)
+        finally:
+            self._warn(dropped)
+
+    def keep(self, client: Redis | Connection, failure: FailedJob, held: str) -> None:
+        """Put a message of another broker to the failed jobs.
+
+        Args:
+            client: what to send the command by.
+            failure: why and how it failed.
+            held: its queue, as a netstring, and the message.
+        """
+        what = (failure.id, failure.partition, failure.details, held)
+        self._warn(self._run(scripts.KEEP, client, *what))
+
+    def trim(self, client: Redis | Connection) -> bool:
+        """Let some go that are too old or too many; return whether there are no more of those."""
+        dropped: int = self._run(scripts.TRIM, client)
+        self._warn(dropped)
+        return dropped < _TRIM
+
+    def _run(
+        self,
+        script: scripts.Script,
+        client: Redis | Connection,
+        *args: str,
+        keys: Sequence[str] = (),
+    ) -> Any:
+        return script(
+            client,
+            [*self._keys.fixed, *self._keys.failures, *keys],
+            [self._keys.prefix, *args, KEPT_FOR, self._most, _TRIM],
+        )
+
+    def _warn(self, dropped: int) -> None:
+        if dropped:
+            logger.warning(
+                "%s failed jobs were let go: they were older than 30 days, or more than "
+                "posthog_jobs_max_failures=%s were kept. Replay or discard failed jobs, or raise "
+                "that.",
+                dropped,
+                self._most,
+            )

@@ -1,18 +1,21 @@
-"""RabbitMQ as the broker: a job that is due later waits there, by Celery's native delayed delivery.
+"""RabbitMQ as the broker: what is due later waits there, what failed is kept on a Redis beside it.
 
-Celery publishes a delayed message to the first of 28 exchanges and queues, one for each bit of the
-delay in seconds, and worker processes declare them at their start. What that leaves open is closed
-here: delays that are not whole seconds, delays that are too long, and a producer that comes before
-any worker.
+Celery's native delayed delivery publishes a delayed message to the first of 28 exchanges and
+queues, one for each bit of the delay in seconds, and workers declare them at their start. What that
+leaves open is closed here: delays that are not whole seconds, delays that are too long, and a
+producer that comes before any worker.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from amqp.exceptions import AMQPError, MessageNacked, NotFound
+from amqp.exceptions import NotFound, PreconditionFailed
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.utils.time import subtract_datetimes
 from dateutil.parser import isoparse
@@ -22,15 +25,21 @@ from kombu.transport.native_delayed_delivery import (
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
+from posthog_jobs.broker.envelope import body_of, dumps, netstrings
+from posthog_jobs.broker.failures import FailureKeeper, Failures
+from posthog_jobs.broker.transport.sending import publishing
 from posthog_jobs.errors import ConfigurationError, DelayTooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from amqp.exceptions import PreconditionFailed
     from celery import Celery
     from kombu import Queue
+
+    from posthog_jobs.broker.failure import FailedJob
+    from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.broker.schedule import Schedule
 
 #: kombu's names for the transports that speak with RabbitMQ.
 TRANSPORTS: Final = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
@@ -48,11 +57,14 @@ DEFAULTS: Final = {
 #: What a delay can be at most, in seconds; about eight and a half years.
 LONGEST_DELAY: Final = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 
-#: How RabbitMQ says that it did not take a message; these are outside of kombu's own errors.
-REFUSALS: Final = (AMQPError, MessageNacked)
-
 #: The names of all exchanges that delayed messages pass begin so.
 _DELAY_EXCHANGES: Final = "celery_delayed_"
+#: How the names of headers begin that RabbitMQ sets.
+_SERVERS: Final = "x-"
+#: The header by which kombu has unpacked the body, unless that failed.
+_COMPRESSION: Final = "compression"
+#: Properties that a message is sent again with.
+_SENT: Final = ("correlation_id", "reply_to", "priority")
 
 
 def scheme(url: object) -> str:
@@ -105,22 +117,131 @@ def name_is_taken(error: PreconditionFailed) -> ConfigurationError:
     )
 
 
-class Delays:
-    """Sees to it that RabbitMQ can hold the delayed messages that an app sends."""
+class RabbitMQBroker:
+    """RabbitMQ, with a Redis beside it if there is one; see `posthog_jobs.broker.broker.Broker`."""
 
-    __slots__ = ("_app", "_native", "_prepared")
+    knows_keys: Final = False
+    ends_counts: Final = False
+
+    def __init__(
+        self,
+        app: Celery,
+        schedule: Schedule,
+        records: RedisServer,
+        *,
+        max_failures: int,
+        retry_policy: dict[str, Any],
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            app: what has queues, a router, and connections.
+            schedule: that of the broker, which says that only Redis has one.
+            records: the Redis beside it, or what says that there is none.
+            max_failures: how many failed jobs are kept.
+            retry_policy: how often kombu tries to send a message.
+        """
+        self._app: Final = app
+        self._max_failures: Final = max_failures
+        self._retry_policy: Final = retry_policy
+        self.schedule: Final = schedule
+        self.records: Final = records
+        #: Kept on the Redis beside it, and sent again from there.
+        self.failures: Final = Failures(records, send=self._send)
+
+    @cached_property
+    def delays(self) -> Delays | None:
+        """What holds delayed messages, unless that is configured away."""
+        # each look at Celery's settings takes as long as a packing
+        return Delays(self._app) if detect_quorum_queues(self._app, "amqp")[0] else None
+
+    def keep(self, failure: FailedJob, message: Any) -> None:
+        """Keep a message that failed and is not acknowledged yet.
+
+        A worker that is killed between the two has it delivered again, and keeps it once: by its
+        id.
+
+        Args:
+            failure: why and how it failed.
+            message: kombu's.
+
+        Raises:
+            UnsupportedByBrokerError: there is no Redis.
+            redis.exceptions.RedisError, kombu.exceptions.KombuError, OSError: it does not answer.
+            TypeError, ValueError: the message holds what is not JSON.
+        """
+        info = message.delivery_info
+        queue = queue_of(self._app.amqp.queues, info.get("exchange"), info.get("routing_key"))
+        held = netstrings("" if queue is None else queue.name) + dumps(_enveloped(message))
+        client, keys = self.records.connected()
+        FailureKeeper(keys, self._max_failures).keep(client, failure, held)
+
+    def _send(self, name: str, text: str) -> None:
+        """Send a message that was kept, as it is.
+
+        Args:
+            name: the queue that it came from; empty for the one that its task is routed to.
+            text: the message, as JSON.
+
+        Raises:
+            BrokerUnavailableError: RabbitMQ does not take it.
+            ConfigurationError: it has the queue, or its exchange, of another kind.
+        """
+        app, message = self._app, json.loads(text)
+        headers, properties = message["headers"], message["properties"]
+        queue: Queue = (
+            app.amqp.queues[name] if name else app.amqp.router.route({}, headers["task"])["queue"]
+        )
+        with publishing(), app.producer_or_acquire() as producer:
+            try:
+                producer.publish(
+                    body_of(message),
+                    exchange=queue.exchange,
+                    routing_key=queue.routing_key,
+                    declare=[queue],
+                    headers=headers,
+                    content_type=message["content-type"],
+                    content_encoding=message["content-encoding"],
+                    delivery_mode="persistent",
+                    retry=True,
+                    retry_policy=self._retry_policy,
+                    **{key: value for key in _SENT if (value := properties.get(key)) is not None},
+                )
+            except PreconditionFailed as error:
+                raise name_is_taken(error) from error
+
+
+def _enveloped(message: Any) -> dict[str, Any]:
+    """Return a message as it would be on Redis, which is the form that failed jobs are read in."""
+    body = message.body
+    data = body.encode() if isinstance(body, str) else bytes(body or b"")
+    headers = {
+        name: value
+        for name, value in message.headers.items()
+        if not name.startswith(_SERVERS) and (name != _COMPRESSION or message.errors)
+    }
+    known = {key: message.properties.get(key) for key in _SENT}
+    return {
+        "body": base64.b64encode(data).decode(),
+        "content-encoding": message.content_encoding,
+        "content-type": message.content_type,
+        "headers": headers,
+        "properties": {**known, "body_encoding": "base64", "delivery_tag": "", "delivery_info": {}},
+    }
+
+
+class Delays:
+    """Sees to it that RabbitMQ can hold the delayed messages that an app sends.
+
+    Args:
+        app: the Celery app.
+    """
+
+    __slots__ = ("_app", "_prepared")
 
     def __init__(self, app: Celery) -> None:
         self._app: Final = app
-        self._native: bool | None = None
         self._prepared: Final[set[str]] = set()
-
-    def are_native(self) -> bool:
-        """Tell whether delayed messages wait on RabbitMQ, as they do unless configured away."""
-        if self._native is None:  # each look at Celery's settings takes as long as a packing
-            app = self._app
-            self._native = is_configured(app.conf) and bool(detect_quorum_queues(app, "amqp")[0])
-        return self._native
 
     def due(self, moment: datetime, now: datetime) -> datetime:
         """Return when the broker lets go of a message that waits for a moment, never before it.
@@ -128,8 +249,6 @@ class Delays:
         Raises:
             DelayTooLongError: it is RabbitMQ, and the delay over 2^28 - 1 seconds.
         """
-        if not self.are_native():
-            return moment
         seconds = (moment - now).total_seconds()
         self._check(seconds)
         return now + timedelta(seconds=math.ceil(seconds))

@@ -6,7 +6,6 @@ An app id has no colon, so that no key of one installation can be spelt as anoth
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -35,7 +34,6 @@ PREFIX = "posthog_jobs:"
 APPS_VERSION = ":version"
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
     """Key names under one prefix.
 
@@ -43,69 +41,41 @@ class Keys:
         global_keyprefix: kombu's transport option of that name.
     """
 
-    global_keyprefix: str = ""
-
-    @property
-    def prefix(self) -> str:
-        """What the scripts derive the other names from."""
-        return f"{self.global_keyprefix}{PREFIX}"
-
-    @property
-    def fixed(self) -> list[str]:
-        """KEYS[1-5] of every script but `enqueue.lua`, see `lua/schedule_lib.lua`."""
-        prefix = self.prefix
-        return [f"{prefix}{name}" for name in ("heads", "waiting", "keyed", "promoted", "leases")]
-
-    @property
-    def heads(self) -> str:
-        """Sorted set: partition (app and job) → due time, in ms, of the first that waits there."""
-        return f"{self.prefix}heads"
-
-    @property
-    def waiting(self) -> str:
-        """Hash: id → record of what waits."""
-        return f"{self.prefix}waiting"
-
-    @property
-    def keyed(self) -> str:
-        """Hash: partition and key → id that waits under it."""
-        return f"{self.prefix}keyed"
-
-    @property
-    def leases(self) -> str:
-        """Sorted set: owner of a lease → when it ends, in ms."""
-        return f"{self.prefix}leases"
-
-    @property
-    def failures(self) -> list[str]:
-        """KEYS[6-10] of the scripts about failed jobs, see `lua/failed_lib.lua`."""
-        names = ("failed", "failed_messages", "failed_at", "failed_parts", "failed_dropped")
-        return [f"{self.prefix}{name}" for name in names]
-
-    @property
-    def failed(self) -> str:
-        """Hash: id → why, and with what details, a job failed."""
-        return f"{self.prefix}failed"
-
-    @property
-    def failed_messages(self) -> str:
-        """Hash: id → queue and message of a failed job."""
-        return f"{self.prefix}failed_messages"
-
-    @property
-    def failed_at(self) -> str:
-        """Sorted set: id → when a job failed, in ms."""
-        return f"{self.prefix}failed_at"
-
-    @property
-    def failed_parts(self) -> str:
-        """Set of the partitions (app, job, reason and state) that failed jobs are in."""
-        return f"{self.prefix}failed_parts"
-
-    @property
-    def failed_dropped(self) -> str:
-        """How many failed jobs were let go, by age or because there were too many."""
-        return f"{self.prefix}failed_dropped"
+    def __init__(self, global_keyprefix: str = "") -> None:
+        self.global_keyprefix: Final = global_keyprefix
+        #: What the scripts derive the other names from.
+        self.prefix: Final = f"{global_keyprefix}{PREFIX}"
+        #: Sorted set of stock kombu: delivery tag → when (s) a stock worker got the message.
+        self.unacked_index: Final = f"{global_keyprefix}unacked_index"
+        #: Hash: app id → record of what is installed, and `APPS_VERSION` → the newest of theirs.
+        self.apps: Final = f"{self.prefix}apps"
+        #: Sorted set: partition (app and job) → due time, in ms, of the first that waits there.
+        self.heads: Final = f"{self.prefix}heads"
+        #: Hash: id → record of what waits.
+        self.waiting: Final = f"{self.prefix}waiting"
+        #: Hash: partition and key → id that waits under it.
+        self.keyed: Final = f"{self.prefix}keyed"
+        #: Sorted set: owner of a lease → when it ends, in ms.
+        self.leases: Final = f"{self.prefix}leases"
+        #: KEYS[1-5] of every script but `enqueue.lua`, see `lua/schedule_lib.lua`.
+        self.fixed: Final = (
+            self.heads, self.waiting, self.keyed, f"{self.prefix}promoted", self.leases
+        )  # fmt: skip
+        #: Hash: id → why, and with what details, a job failed.
+        self.failed: Final = f"{self.prefix}failed"
+        #: Hash: id → queue and message of a failed job.
+        self.failed_messages: Final = f"{self.prefix}failed_messages"
+        #: Sorted set: id → when a job failed, in ms.
+        self.failed_at: Final = f"{self.prefix}failed_at"
+        #: Set of the partitions (app, job, reason and state) that failed jobs are in.
+        self.failed_parts: Final = f"{self.prefix}failed_parts"
+        #: How many failed jobs were let go, by age or because there were too many.
+        self.failed_dropped: Final = f"{self.prefix}failed_dropped"
+        #: KEYS[6-10] of the scripts about failed jobs, see `lua/failed_lib.lua`.
+        self.failures: Final = (
+            self.failed, self.failed_messages, self.failed_at, self.failed_parts,
+            self.failed_dropped,
+        )  # fmt: skip
 
     def failed_part(self, partition: str) -> str:
         """Sorted set: id → when it failed, in ms, of the failed jobs of a partition."""
@@ -125,16 +95,6 @@ class Keys:
         For a minute. Each message has its name for itself while it is being sent.
         """
         return f"{self.prefix}sent:{name}:{queue}"
-
-    @property
-    def apps(self) -> str:
-        """Hash: app id → record of what is installed, and `APPS_VERSION` → the newest of theirs."""
-        return f"{self.prefix}apps"
-
-    @property
-    def unacked_index(self) -> str:
-        """Sorted set of stock kombu: delivery tag → when (s) a stock worker got the message."""
-        return f"{self.global_keyprefix}unacked_index"
 
     def due(self, partition: str) -> str:
         """Sorted set: id → due time, in ms, of what waits in a partition."""

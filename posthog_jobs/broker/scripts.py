@@ -11,11 +11,11 @@ from redis.exceptions import NoScriptError
 from posthog_jobs.broker.envelope import FRAGMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from redis import Redis
 
-    from posthog_jobs.broker.transport.line import Line
+    from posthog_jobs.broker.transport.connection import Connection
 
 _LUA = files(__package__) / "lua"
 
@@ -36,7 +36,9 @@ class Script:
         self.text = self.text.replace("--[[FRAGMENTS]]", _fragments())
         self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: Redis | Line, keys: list[str], args: Iterable[Any] = ()) -> Any:
+    def __call__(
+        self, client: Redis | Connection, keys: Sequence[str], args: Iterable[Any] = ()
+    ) -> Any:
         """Run it, and return its reply. `client` must not prefix keys."""
         try:
             return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)

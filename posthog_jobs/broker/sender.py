@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
-
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import (
     CAPTURE,
@@ -18,28 +16,56 @@ from posthog_jobs.broker.envelope import (
     describe,
     task_name,
 )
-from posthog_jobs.broker.rabbitmq import REFUSALS
-from posthog_jobs.broker.transport.sending import Sending, is_away
+from posthog_jobs.broker.transport.sending import NOT_TAKEN, Sending, is_away
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, measure
 
 if TYPE_CHECKING:
-    from celery import Celery
-
-    from posthog_jobs.broker.schedule import Schedule
-    from posthog_jobs.broker.transport.outcome import Outcome
+    from posthog_jobs.broker.broker import Broker
+    from posthog_jobs.broker.transport.sending import Outcome
     from posthog_jobs.jobs.message import JobMessage
+    from posthog_jobs.settings import Settings
+
+
+class CeleryApp(Protocol):
+    """What is needed of the Celery app that sends."""
+
+    amqp: Any
+    conf: Any
+    control: Any
+    tasks: Any
+
+    @property
+    def broker(self) -> Broker:
+        """The broker."""
+
+    @property
+    def settings(self) -> Settings:
+        """What is configured."""
+
+    def connection_for_write(self) -> Any:
+        """Return a connection to send over."""
 
 
 class JobSender:
-    """Brings jobs and events to the broker, through Celery."""
+    """Brings jobs and events to the broker, through Celery.
 
-    __slots__ = ("_app", "_options")
+    Args:
+        app: the Celery app.
+    """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: CeleryApp) -> None:
         self._app: Final = app
         self._options: dict[str, Any] | None = None  # known once something has been sent
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return self._app.settings
+
+    @cached_property
+    def _broker(self) -> Broker:
+        return self._app.broker
 
     def now(self) -> datetime:
         """Return the present, in UTC."""
@@ -51,7 +77,7 @@ class JobSender:
         Raises:
             PayloadTooLargeError: it is over `posthog_jobs_max_payload_bytes`.
         """
-        return measure(payload, self._app.runtime.settings.max_payload_bytes)
+        return measure(payload, self._settings.max_payload_bytes)
 
     def due(self, moment: datetime, now: datetime) -> datetime:
         """Return when the broker lets go of a job that waits for a moment, never before it.
@@ -59,8 +85,8 @@ class JobSender:
         Raises:
             DelayTooLongError: the broker is RabbitMQ, and the delay over 2^28 - 1 seconds.
         """
-        due: datetime = self._app.delays.due(moment, now)
-        return due
+        delays = self._broker.delays
+        return moment if delays is None else delays.due(moment, now)
 
     def send(self, message: JobMessage) -> tuple[str, datetime]:
         """Enqueue a job.
@@ -75,8 +101,7 @@ class JobSender:
         """
         headers = {}
         if message.key is not None:
-            schedule = self._app.schedule
-            schedule.check()  # only Redis knows keys
+            self._broker.schedule.check()  # only Redis knows keys
             headers = {KEY_HEADER: message.key, IF_WAITING_HEADER: message.if_waiting}
         absent = message.payload is ABSENT
         args = (message.app_id,) if absent else (message.app_id, message.payload)
@@ -90,21 +115,19 @@ class JobSender:
         )
         if message.key is None or outcome is None or outcome.id == message.id:
             return message.id, message.due
-        kept = schedule.get(outcome.id)
+        kept = self._broker.schedule.get(outcome.id)
         return outcome.id, message.due if kept is None else kept.due
 
     def cancel(self, task_id: str) -> Steered:
         """Take a job out of the schedule, or revoke it in all workers."""
-        schedule: Schedule = self._app.schedule
-        steered = schedule.cancel(task_id)
+        steered = self._broker.schedule.cancel(task_id)
         if steered is Steered.UNKNOWN:  # it was due at once, and so never in the schedule
             self._app.control.revoke(task_id)
         return steered
 
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job that waits."""
-        schedule: Schedule = self._app.schedule
-        return schedule.reschedule(task_id, at)
+        return self._broker.schedule.reschedule(task_id, at)
 
     def capture(self, event: dict[str, Any], task_id: str, size: int) -> None:
         """Enqueue an event for the hooks.
@@ -144,15 +167,16 @@ class JobSender:
     def _publish(
         self, name: str, args: tuple[Any, ...], argsrepr: str, task_id: str, **options: Any
     ) -> Outcome | None:
-        timeout = self._app.settings.enqueue_timeout
+        timeout = self._settings.enqueue_timeout
         message = Sending(task_id, timeout)
         try:
-            self._app.tasks[name].apply_async(
-                args, argsrepr=argsrepr, sending=message, **(self._options or {}), **options
-            )
+            with message:
+                self._app.tasks[name].apply_async(
+                    args, argsrepr=argsrepr, sending=message, **(self._options or {}), **options
+                )
             if self._options is None:
                 self._options = self._short_cut()
-        except (KombuError, RedisError, OSError, *REFUSALS) as error:
+        except NOT_TAKEN as error:
             with self._app.connection_for_write() as connection:
                 url = connection.as_uri()  # with its password masked
                 redis = connection.transport.driver_type == "redis"

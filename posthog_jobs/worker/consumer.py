@@ -22,8 +22,8 @@ from posthog_jobs.broker.envelope import is_to_blame
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
 from posthog_jobs.broker.transport import OPTION, WRITES
+from posthog_jobs.broker.transport.acknowledgement import Message
 from posthog_jobs.broker.transport.channel import DurableChannel
-from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.errors import (
     BrokerUnavailableError,
     ConfigurationError,

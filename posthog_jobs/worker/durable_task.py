@@ -19,10 +19,9 @@ from redis.exceptions import RedisError
 from posthog_jobs.broker.envelope import (
     AWAY_HEADER,
     ERROR_HEADER,
-    IF_WAITING_HEADER,
-    KEPT_KEY_HEADER,
-    KEY_HEADER,
     WAITED_HEADER,
+    described,
+    retry_headers,
 )
 from posthog_jobs.broker.transport.sending import is_away
 from posthog_jobs.errors import (
@@ -41,7 +40,6 @@ from posthog_jobs.errors import (
 from posthog_jobs.jobs.execution import in_worker
 from posthog_jobs.jobs.retry import LOAD_AGAIN, UNTIL_THERE, delay_after
 from posthog_jobs.jobs.running import current_task_id
-from posthog_jobs.redaction import redact
 from posthog_jobs.worker.configuration import check_not_eager
 from posthog_jobs.worker.job_ends import SentAgain
 
@@ -59,8 +57,6 @@ _Exception = TypeVar("_Exception", bound=Exception)
 
 #: By which Celery is told that a message is dealt with, or that its worker is gone.
 _CONTROL: Final = (Ignore, Reject, Retry, Terminated, WorkerLostError)
-
-_LONGEST_ERROR: Final = 500
 
 
 class _NoBackend(DisabledBackend):
@@ -109,14 +105,14 @@ class DurableTask(Task):
     #: What it takes, for who sends it by its name.
     takes = "the arguments that posthog_jobs itself sends it with"
 
-    def apply_async(self, *arguments: Any, **options: Any) -> Any:
-        """Send the task, as Celery's own does; never run it here.
+    def apply(self, *arguments: Any, **options: Any) -> Any:
+        """Run the task here, as Celery's own does, which no setting may have in place of sending.
 
         Raises:
             ConfigurationError: `task_always_eager` is set.
         """
         check_not_eager(self.app.conf)
-        return super().apply_async(*arguments, **options)
+        return super().apply(*arguments, **options)
 
     def options_for(self, args: Any, kwargs: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Return the options of a message, with what lists and monitors show of the task.
@@ -248,16 +244,9 @@ class DurableTask(Task):
         return None
 
     def signature_from_request(self, *arguments: Any, **options: Any) -> Any:
-        """Return what sends a request's message again, as Celery does; its `retry` calls it, too.
-
-        It has no key any more, under which another job may wait by now.
-        """
+        """Return what sends a message again, as Celery does; its own `retry` calls it, too."""
         signature = super().signature_from_request(*arguments, **options)
-        headers = dict(signature.options.get("headers") or {})
-        headers.pop(IF_WAITING_HEADER, None)
-        if (key := headers.pop(KEY_HEADER, None)) is not None:
-            headers[KEPT_KEY_HEADER] = key
-        signature.options["headers"] = headers
+        signature.options["headers"] = retry_headers(signature.options.get("headers") or {})
         return signature
 
     def again(
@@ -331,9 +320,3 @@ class DurableTask(Task):
         self.again(
             reason, LOAD_AGAIN, waited, {AWAY_HEADER: waited + 1}, retries=self.request.retries
         )
-
-
-def described(error: Exception) -> str:
-    """Return what a waiting message says of the error before: its class and message, shortened."""
-    text = redact(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
-    return text.encode("utf-8", "replace").decode()  # a lone surrogate could not be printed

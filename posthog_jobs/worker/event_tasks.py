@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import APP_HEADER, CAPTURE, ERROR_HEADER, ON_EVENT, describe
+from posthog_jobs.broker.envelope import (
+    APP_HEADER,
+    CAPTURE,
+    ERROR_HEADER,
+    ON_EVENT,
+    describe,
+    described,
+)
 from posthog_jobs.errors import AppError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR, delay_after
-from posthog_jobs.worker.durable_task import DurableTask, described
+from posthog_jobs.worker.durable_task import DurableTask
 
 if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installation

@@ -13,7 +13,6 @@ from celery.utils.log import get_logger
 
 from posthog_jobs.broker.envelope import APP_HEADER
 from posthog_jobs.broker.failure import FailedJob
-from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.redaction import showable
 from posthog_jobs.worker import job_log
 from posthog_jobs.worker.job_ends import JobEnd, Result, reason_of, result_of
@@ -73,11 +72,8 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
         worker=worker,
         started=started,
     )
-    if isinstance(message, Message):
-        message.failure = failure
-        return failure.id
     try:
-        app.failures_beside.keep(failure, message)
+        app.broker.keep(failure, message)
     except Exception as obstacle:  # noqa: BLE001  # what it holds may be anything
         logger.error(  # noqa: TRY400  # a traceback would say no more
             "%s[%s] failed (%s), and is kept in this log alone: %s",

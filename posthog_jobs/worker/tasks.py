@@ -1,4 +1,4 @@
-"""The Celery task of a job, and how a task is named."""
+"""The Celery task of a job."""
 
 from __future__ import annotations
 

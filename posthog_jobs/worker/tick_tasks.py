@@ -19,7 +19,6 @@ from posthog_jobs.broker.envelope import (
     KEY_HEADER,
     WAITED_HEADER,
 )
-from posthog_jobs.broker.rabbitmq import is_configured
 from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.transport.sending import Sending, publishing
 from posthog_jobs.errors import (
@@ -87,11 +86,12 @@ class TickTask(DurableTask):
         """Have an installation's next tick wait; return whether none did."""
         boundary = boundary_after(self.hook, now)
         tick = Tick(app_id=app_id, hook=self.hook, boundary=boundary)
-        if not self._knows_keys():
+        if not self.app.broker.knows_keys:
             return self._send_claimed(tick, now)
         message = Sending(tick.id, self.app.settings.enqueue_timeout)
         headers = {KEY_HEADER: KEY, IF_WAITING_HEADER: "keep"}
-        self.send(tick, eta=boundary, headers=headers, sending=message)
+        with message:
+            self.send(tick, eta=boundary, headers=headers, sending=message)
         return message.outcome is not None and message.outcome.status == "scheduled"
 
     def send(self, tick: Tick, **options: Any) -> None:
@@ -113,9 +113,6 @@ class TickTask(DurableTask):
         """Return the app id and the boundary."""
         return f"({args[0]!r}, {args[1]!r})"
 
-    def _knows_keys(self) -> bool:
-        return not is_configured(self.app.conf)
-
     def _send_claimed(self, tick: Tick, now: datetime) -> bool:
         ledger = self.app.tick_ledger
         if not ledger.claim(tick, now):
@@ -130,7 +127,8 @@ class TickTask(DurableTask):
     def _is_extra(self, tick: Tick) -> bool:
         """Tell whether an operator moved it to before its time, or sent it again: one run more."""
         due = (self.request.headers or {}).get(DUE_HEADER)
-        return self._knows_keys() and (due is None or due < tick.boundary.timestamp() * 1000)
+        is_early = due is None or due < tick.boundary.timestamp() * 1000
+        return is_early and bool(self.app.broker.knows_keys)
 
     def _run(self, tick: Tick, run: Callable[[], None], ledger: TickLedger, now: datetime) -> None:
         request = self.request
@@ -217,7 +215,7 @@ def schedule_ticks(app: PostHogJobs) -> None:
     if not wanted:
         return
     missing = wanted
-    if not is_configured(app.conf):
+    if app.broker.knows_keys:
         waiting = app.schedule.under_key(KEY, [(app_id, task.name) for app_id, task in wanted])
         missing = [pair for pair, task_id in zip(wanted, waiting, strict=True) if task_id is None]
     ledger = app.tick_ledger

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from posthog_jobs.broker.transport.refusals import refusal_of
+from posthog_jobs.broker.transport.connection import refusal_of
 from posthog_jobs.errors import BrokerUnavailableError
 from tests.acceptance.test_broker_away import app_for, in_flight
 from tests.conftest import APPS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.broker.failure import FailedCount, Reason
-from posthog_jobs.broker.transport.dead_letters import DeadLetters
+from posthog_jobs.broker.failures import FailureKeeper
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     AppDisabledError,
@@ -292,7 +292,7 @@ def test_they_are_kept_for_30_days(broken: Broken, failures: Failures) -> None:
 
     assert [job.id for job in failures.list().jobs] == [new]
     assert failures.count() == 1
-    DeadLetters(broken.keys, "none", 100).send(broken.line, lambda _: None)
+    assert FailureKeeper(broken.keys, 100).trim(broken.connection)
     assert failures.get(old) is None
     assert failures.dropped() == 1
 

@@ -28,7 +28,7 @@ from tests.chaos.site import APP_ID, settings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from posthog_jobs.broker.transport.outcome import Outcome
+    from posthog_jobs.broker.transport.sending import Outcome
     from posthog_jobs.jobs.trigger import JobHandle
     from tests.chaos.orders import Order
 

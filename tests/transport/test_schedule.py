@@ -12,8 +12,7 @@ import pytest
 
 from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.schedule import Forecast, Schedule
-from posthog_jobs.broker.transport.outcome import Outcome
-from posthog_jobs.broker.transport.sending import Sending
+from posthog_jobs.broker.transport.sending import Outcome, Sending
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
 from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server

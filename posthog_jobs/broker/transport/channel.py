@@ -17,18 +17,17 @@ from redis.exceptions import NoScriptError
 
 from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.redis import Keys
-from posthog_jobs.broker.transport.acknowledgement import QoS
+from posthog_jobs.broker.transport.acknowledgement import Message, QoS
+from posthog_jobs.broker.transport.connection import Connection, tell_refusals
 from posthog_jobs.broker.transport.lease import Lease
-from posthog_jobs.broker.transport.line import Line
-from posthog_jobs.broker.transport.message import Message
 from posthog_jobs.broker.transport.reader import Reader
-from posthog_jobs.broker.transport.refusals import tell_refusals
-from posthog_jobs.broker.transport.sending import attempting
-from posthog_jobs.broker.transport.writer import Writer
+from posthog_jobs.broker.transport.sending import Writer, attempting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any as Base
+
+    from posthog_jobs.broker.failure import FailedJob
 else:
     Base = object
 
@@ -65,7 +64,7 @@ class DurableChannel(Base):
     _reply_lost = False
     _lease: Lease | None = None
     _shared: Any = None
-    _line: Line | None = None
+    _commands: Connection | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._buffer: deque[tuple[str, str, bytes]] = deque()
@@ -78,7 +77,7 @@ class DurableChannel(Base):
                 message.check()  # before one more attempt to connect
             super().__init__(*args, **kwargs)
         self.keys = Keys(self.global_keyprefix)
-        self.reader, self.writer = Reader(self), Writer(self)
+        self.reader, self.writer = Reader(self._postpone, self._refuse), Writer(self.keys)
 
     # -- clients ----------------------------------------------------------------------------
 
@@ -106,11 +105,11 @@ class DurableChannel(Base):
         yield client
 
     @property
-    def line(self) -> Line:
-        """The connection for the scripts."""
-        if self._line is None or self._line.pool is not self.pool:
-            self._line = Line(self.pool)
-        return self._line
+    def commands(self) -> Connection:
+        """The connection for scripts and other commands."""
+        if self._commands is None or self._commands.pool is not self.pool:
+            self._commands = Connection(self.pool)
+        return self._commands
 
     @property
     def lease(self) -> Lease:
@@ -130,14 +129,14 @@ class DurableChannel(Base):
         Raises:
             RefusedError: it does not, for now.
         """
-        self.line.execute_command("ZREM", self.keys.leases, "")
+        self.commands.execute_command("ZREM", self.keys.leases, "")
 
     # -- publishing -------------------------------------------------------------------------
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         """Put a message that is due later, or has a key, into the schedule, else into its queue."""
         batch = kwargs.get("_publish_batch")
-        self.writer.write(queue, message, batch)
+        self.writer.write(self.commands, self._list_of(queue, message), message, batch)
         if queue not in self._expires:
             return
         if batch is None:
@@ -146,6 +145,11 @@ class DurableChannel(Base):
         else:
             for step in self.priority_steps:
                 batch.add("pexpire", self._q_for_pri(queue, step), self._expires[queue])
+
+    def _list_of(self, queue: str, message: dict[str, Any]) -> str:
+        """Return the name of the list that a message of a queue belongs into, by its priority."""
+        name: str = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        return name
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         """Bind a queue, also where memory is full: kombu's own commands are refused there."""
@@ -157,11 +161,11 @@ class DurableChannel(Base):
         sets = [self.keyprefix_queue % (exchange,), self.keyprefix_binding_permanent % (exchange,)]
         binding = self.sep.join([routing_key or "", pattern or "", queue or ""])
         with attempting():
-            scripts.BIND(self.line, [self.keys.queue(name) for name in sets], [binding])
+            scripts.BIND(self.commands, [self.keys.queue(name) for name in sets], [binding])
 
     def _size(self, queue: str) -> int:
         """How many messages a queue has; a full server refuses the transaction that kombu uses."""
-        return sum(self.line.execute_command("LLEN", name) for name in self.lists_of(queue))
+        return sum(self.commands.execute_command("LLEN", name) for name in self.lists_of(queue))
 
     @cached_property
     def _refresh_binding(self) -> Any:
@@ -224,7 +228,7 @@ class DurableChannel(Base):
             room = self._room()
             keys, args = self._turn_call(room, acks)
             self._reply_lost = True
-            reply = scripts.TURN(self.line, keys, args)
+            reply = scripts.TURN(self.commands, keys, args)
             self._reply_lost = False
         except BaseException:
             self.lease.give_back(acks)
@@ -291,6 +295,18 @@ class DurableChannel(Base):
             self.connection.cycle.arm(self._head_at)
         return True
 
+    def _postpone(self, tag: str, queue: str, message: dict[str, Any], due: int) -> bool:
+        """Move a message into the schedule, unless its queue is not acknowledged; whether it is."""
+        if queue in self._no_ack_queues:
+            return False
+        name, held = self._list_of(queue, message), (self.lease.inflight, tag)
+        self.writer.postpone(self.commands, name, message, due, held)
+        self.lease.forget(tag)
+        return True
+
+    def _refuse(self, tag: str, failure: FailedJob) -> None:
+        self.lease.refuse(tag, failure)
+
     # -- kombu's poller ---------------------------------------------------------------------
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -333,7 +349,7 @@ class DurableChannel(Base):
                 reply = self.client.parse_response(connection, "EVALSHA" if fetching else "BLPOP")
             except NoScriptError:
                 self.lease.give_back(self._sent_acks)
-                self.line.execute_command("SCRIPT", "LOAD", scripts.TURN.text)
+                self.commands.execute_command("SCRIPT", "LOAD", scripts.TURN.text)
                 self._hungry = True
                 return True
             except BaseException as exc:
@@ -407,7 +423,7 @@ class DurableChannel(Base):
         """Fetch one message of a queue, or None."""
         queues = self.lists_of(queue)
         args = self.lease.turn_args(1, [], group=1, fair=False, holds="n" if no_ack else "y")
-        reply = scripts.TURN(self.line, [*self.keys.fixed, self.lease.inflight, *queues], args)
+        reply = scripts.TURN(self.commands, [*self.keys.fixed, self.lease.inflight, *queues], args)
         self.lease.note(reply)
         if len(reply) == REPLY_HEAD:
             return None

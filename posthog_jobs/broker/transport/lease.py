@@ -18,8 +18,8 @@ from kombu.log import get_logger
 from redis.exceptions import RedisError
 
 from posthog_jobs.broker import scripts
-from posthog_jobs.broker.transport.dead_letters import DeadLetters
-from posthog_jobs.broker.transport.line import Line
+from posthog_jobs.broker.failures import FailureKeeper
+from posthog_jobs.broker.transport.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -37,6 +37,8 @@ ACK_DELAY: Final = 0.005
 #: Most messages that one turn promotes or restores: well below 20 ms of the server's time.
 PROMOTE: Final = 100
 RESTORE: Final = 200
+#: Seconds between two looks for failed jobs that are too old.
+TRIM_EVERY: Final = 3600.0
 
 
 class Lease:
@@ -64,11 +66,10 @@ class Lease:
         self.owner = uuid4().hex[:12]
         self.seconds = seconds
         self.inflight = keys.inflight(self.owner)
-        self.lost = False
         self.on_apps_version: Callable[[int], object] | None = None
         self.on_promoted: Callable[[int], object] | None = None
         self.on_refused: Callable[[], object] | None = None
-        self._pool, self._line, self._keys = pool, Line(pool), keys
+        self._pool, self._commands, self._keys = pool, Connection(pool), keys
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._settling = threading.Lock()
@@ -77,7 +78,9 @@ class Lease:
         self._acks: list[str] = []
         self._ended: list[str] = []
         self._requeued: list[str] = []
-        self._failures = DeadLetters(keys, self.inflight, max_failures)
+        self._failures: dict[str, FailedJob] = {}
+        self._keeper = FailureKeeper(keys, max_failures)
+        self._trimmed = float("-inf")
         self._held: dict[str, None] = {}
         self._next = 1
         self._kept: set[str] | None = None  # a set once the channel is closed
@@ -113,8 +116,15 @@ class Lease:
 
     def fail(self, tag: str, failure: FailedJob) -> None:
         """Let a message go to the failed jobs; from any thread. Sent within 5 ms."""
-        self._failures.add(tag, failure)
+        with self._lock:
+            self._failures[tag] = failure
         self._nudge.set()
+
+    def refuse(self, tag: str, failure: FailedJob) -> None:
+        """Let a message that cannot even be read go to the failed jobs, and tell of it."""
+        self.fail(tag, failure)
+        if self.on_refused is not None:
+            self.on_refused()
 
     def requeue(self, tag: str) -> None:
         """Put a message at the back of its queue, once Redis is there; from any thread."""
@@ -173,7 +183,6 @@ class Lease:
         if reply[3] and self.on_promoted is not None:
             self.on_promoted(reply[3])
         if reply[1]:
-            self.lost = True
             logger.warning(
                 "The lease of %s s on fetched jobs ended before it was renewed, so they may run "
                 "elsewhere too. Was this process stopped, or cut off from Redis? "
@@ -218,7 +227,7 @@ class Lease:
 
     def _call_put_back(self, which: str, end: str, forget: str, tags: list[str]) -> list[int]:
         reply: list[int] = scripts.PUT_BACK(
-            self._line,
+            self._commands,
             [*self._keys.fixed, self.inflight],
             [self._keys.prefix, self.owner, which, end, forget, 500, *tags],
         )
@@ -228,7 +237,7 @@ class Lease:
         with self._acknowledging:
             self._flush()
             with self._lock:
-                kept = [*(self._kept or ()), *self._acks, *self._requeued, *self._failures.tags]
+                kept = [*(self._kept or ()), *self._acks, *self._requeued, *self._failures]
             while self._call_put_back("all", "front", "1", kept)[1]:
                 pass
         self._released = True
@@ -239,7 +248,9 @@ class Lease:
             acks = self.take_acks()
             try:
                 for first in range(0, len(acks), 1000):
-                    self._line.execute_command("HDEL", self.inflight, *acks[first : first + 1000])
+                    self._commands.execute_command(
+                        "HDEL", self.inflight, *acks[first : first + 1000]
+                    )
             except BaseException:
                 self.give_back(acks)
                 raise
@@ -253,17 +264,34 @@ class Lease:
                     del self._requeued[: len(requeued)]
             ended = self._ended[:1000]
             if ended:
-                self._line.execute_command("DEL", *ended)
+                self._commands.execute_command("DEL", *ended)
                 with self._lock:
                     del self._ended[: len(ended)]
-            self._failures.send(self._line, self.forget)
+            self._keep_failures()
+
+    def _keep_failures(self) -> None:
+        """Move what failed to the failed jobs, and let go what is too old or too much of those."""
+        with self._lock:
+            failures = dict(self._failures)
+        for tag, is_kept in self._keeper.move(self._commands, self.inflight, failures):
+            with self._lock:
+                failure = self._failures.pop(tag)
+            self.forget(tag)
+            if not is_kept:
+                logger.warning(
+                    "%s[%s] failed here after its lease had ended; it runs elsewhere",
+                    failure.job,
+                    failure.id,
+                )
+        if monotonic() - self._trimmed > TRIM_EVERY and self._keeper.trim(self._commands):
+            self._trimmed = monotonic()
 
     def _renew(self) -> None:
         with self._acknowledging:
             acks = self.take_acks()
             try:
                 reply = scripts.TURN(
-                    self._line,
+                    self._commands,
                     [*self._keys.fixed, self.inflight],
                     self.turn_args(0, acks, group=0, fair=False, holds=""),
                 )
@@ -296,10 +324,10 @@ class Lease:
     def _done(self) -> bool:
         if self._kept is None or not self._released or self._kept or self._acks:
             return False
-        if self._failures.tags or self._ended or self._requeued:
+        if self._failures or self._ended or self._requeued:
             return False
         try:
-            self._line.execute_command("ZREM", self._keys.leases, self.owner)
+            self._commands.execute_command("ZREM", self._keys.leases, self.owner)
         except (RedisError, OSError):
             logger.debug("lease %s ends by itself", self.owner, exc_info=True)
         return True

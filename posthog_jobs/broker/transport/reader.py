@@ -1,4 +1,4 @@
-"""Reads what was fetched from a queue; what is no message, or not due, is not handed over."""
+"""Reads what was fetched from a queue; what is not a message, or not due, is not handed over."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from uuid import uuid4
 from kombu.log import get_logger
 from redis.exceptions import RedisError
 
-from posthog_jobs.broker import envelope, scripts
+from posthog_jobs.broker import envelope
 from posthog_jobs.broker.failure import FailedJob, Reason
 from posthog_jobs.jobs.payload import loads
 
 if TYPE_CHECKING:
-    from posthog_jobs.broker.transport.channel import DurableChannel
+    from collections.abc import Callable
 
 logger = get_logger("kombu.transport.redis")
 
@@ -24,13 +24,20 @@ class Reader:
     """Reads messages for a channel.
 
     Args:
-        channel: what fetched them.
+        postpone: called with a tag, its queue, the message, and when that is due, in ms: moves it
+            into the schedule, and tells whether it did.
+        refuse: called with a tag whose message cannot even be read, to be kept as failed.
     """
 
-    __slots__ = ("_channel",)
+    __slots__ = ("_postpone", "_refuse")
 
-    def __init__(self, channel: DurableChannel) -> None:
-        self._channel = channel
+    def __init__(
+        self,
+        postpone: Callable[[str, str, dict[str, Any], int], bool],
+        refuse: Callable[[str, FailedJob], None],
+    ) -> None:
+        self._postpone = postpone
+        self._refuse = refuse
 
     def read(self, tag: str, raw: bytes, queue: str | None = None) -> dict[str, Any] | None:
         """Return the message to hand over.
@@ -56,52 +63,43 @@ class Reader:
                 info["exchange"], info["routing_key"] = "", queue
                 if "redelivered" in message or "redelivered" in (message.get("headers") or ()):
                     info["redelivered"] = True
-            return None if queue and self._postpone(queue, tag, message) else message
+            return None if queue and self._is_postponed(tag, queue, message) else message
         except (RedisError, OSError):
             raise
         except Exception as error:  # a message that is not ours may hold anything
             if not envelope.is_to_blame(raw, error):
                 raise
-            self._refuse(tag, message, error)
+            self._refuse(tag, _failure_of(message, error))
             return None
 
-    def _refuse(self, tag: str, message: Any, error: Exception) -> None:
-        """Keep what cannot even be read among the failed jobs."""
-        headers = message.get("headers") if isinstance(message, dict) else None
-        failure = FailedJob.of(
-            headers if isinstance(headers, dict) else {},
-            fallback_id=str(uuid4()),
-            reason=Reason.UNDECODABLE,
-            error=error,
-            worker=gethostname(),
-        )
-        logger.error(
-            "A message that cannot be read is kept as failed, under the id %s: %s",
-            failure.id,
-            failure.exception,
-        )
-        lease = self._channel.lease
-        lease.fail(tag, failure)
-        if lease.on_refused is not None:
-            lease.on_refused()
-
-    def _postpone(self, queue: str, tag: str, message: dict[str, Any]) -> bool:
+    def _is_postponed(self, tag: str, queue: str, message: dict[str, Any]) -> bool:
         """Move a message that a stock producer queued before its time into the schedule.
 
         One that is due loses its `eta`, or Celery would send it through a timer.
         """
-        headers = message.get("headers")
-        if not headers or not headers.get("eta"):
-            return False
+        headers = message.get("headers") or {}
         due = envelope.due_of(headers)
         if due is None:
             return False
-        channel = self._channel
-        if due > time() * 1000 and queue not in channel._no_ack_queues:
-            writer = channel.writer
-            keys, args = writer.schedule_args(writer.list_of(queue, message), message, due)
-            scripts.SCHEDULE(channel.line, [*keys, channel.lease.inflight], [*args, "held", tag])
-            channel.lease.forget(tag)
+        if due > time() * 1000 and self._postpone(tag, queue, message, due):
             return True
         headers["eta"], headers[envelope.DUE_HEADER] = None, due
         return False
+
+
+def _failure_of(message: Any, error: Exception) -> FailedJob:
+    """Describe what cannot even be read, as it is kept among the failed jobs."""
+    headers = message.get("headers") if isinstance(message, dict) else None
+    failure = FailedJob.of(
+        headers if isinstance(headers, dict) else {},
+        fallback_id=str(uuid4()),
+        reason=Reason.UNDECODABLE,
+        error=error,
+        worker=gethostname(),
+    )
+    logger.error(
+        "A message that cannot be read is kept as failed, under the id %s: %s",
+        failure.id,
+        failure.exception,
+    )
+    return failure

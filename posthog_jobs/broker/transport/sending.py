@@ -1,4 +1,4 @@
-"""One message on its way to the broker, over all the attempts to bring it there.
+"""A message on its way to the broker, over all the attempts to bring it there.
 
 A reply that is lost with its connection leaves a publisher in doubt. The server keeps, for each
 sender, what it took from it last, so that the next attempt is told that it has it already.
@@ -10,28 +10,48 @@ import os
 import threading
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from ssl import SSLEOFError, SSLError, SSLZeroReturnError
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, Final, Self
+from time import monotonic, sleep, time
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 from uuid import uuid4
 
+from amqp.exceptions import AMQPError, MessageNacked
 from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from posthog_jobs.broker.transport.refusals import RefusedError
+from posthog_jobs.broker import envelope, scripts
+from posthog_jobs.broker.transport.connection import RefusedError
 from posthog_jobs.errors import BrokerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from posthog_jobs.broker.transport.outcome import Outcome
-
+    from posthog_jobs.broker.redis import Keys
+    from posthog_jobs.broker.transport.connection import Connection
+#: What sending raises where the broker does not take a message: on Redis, or on RabbitMQ.
+NOT_TAKEN: Final = (KombuError, RedisError, OSError, AMQPError, MessageNacked)
 
 #: Seconds before the next attempt after a refusal: how much longer from one to the next, at most.
 _PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The broker's answer to one publish.
+
+    Attributes:
+        status: `scheduled`, `replaced` (what waited under its key), `kept` (what waited under its
+            key, so this message was not stored), or `queued` (it was due).
+        id: task id of what waits now.
+    """
+
+    status: Literal["scheduled", "replaced", "kept", "queued"]
+    id: str
 
 
 class Sending:
@@ -73,8 +93,8 @@ class Sending:
         self.outcome: Outcome | None = None
 
     def __enter__(self) -> Self:
-        self.around = being_sent()
-        _local.sending = self
+        self.around = this_thread.sending
+        this_thread.sending = self
         return self
 
     def __exit__(
@@ -83,7 +103,7 @@ class Sending:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _local.sending = self.around
+        this_thread.sending = self.around
         if not self.unanswered:  # else its command may still be under way
             _names.append(self.name)
 
@@ -151,9 +171,16 @@ def _is_refusal(error: BaseException) -> bool:
 _tokens: Final = count(1)
 #: Names that are free again. Its methods are single steps, which no signal's handler interrupts.
 _names: Final = deque[str]()
-#: Not a context variable: those are handed on to other threads, and to what they send.
-_local: Final = threading.local()
 _process = uuid4().hex
+
+
+class _Thread(threading.local):
+    #: What this thread is sending now.
+    sending: Sending | None = None
+
+
+#: Not a context variable: those are handed on to other threads, and to what they send.
+this_thread: Final = _Thread()
 
 
 def _after_fork() -> None:
@@ -169,7 +196,7 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def attempting() -> Iterator[Sending | None]:
     """Make an attempt to send what this thread is sending now, if anything; note why it fails."""
-    message = being_sent()
+    message = this_thread.sending
     try:
         yield message
     except BaseException as error:
@@ -178,9 +205,90 @@ def attempting() -> Iterator[Sending | None]:
         raise
 
 
-def being_sent() -> Sending | None:
-    """Return what this thread is sending now."""
-    return getattr(_local, "sending", None)
+class _Place(NamedTuple):
+    """The keys of what writes into one list, in the order of `schedule.lua` and `enqueue.lua`."""
+
+    schedule: list[str]
+    queue: list[str]
+
+
+class Writer:
+    """Writes messages for a channel: into a queue, or into the schedule.
+
+    Args:
+        keys: the transport's key names.
+    """
+
+    __slots__ = ("_place", "_prefix", "_sent")
+
+    def __init__(self, keys: Keys) -> None:
+        def place(name: str) -> _Place:
+            queue = keys.queue(name)
+            return _Place([*keys.fixed, queue], [queue, keys.wake(name)])
+
+        self._prefix = keys.prefix
+        self._place = lru_cache(maxsize=1000)(place)
+        self._sent = lru_cache(maxsize=1000)(keys.sent)
+
+    def write(
+        self, connection: Connection, name: str, message: dict[str, Any], batch: Any = None
+    ) -> None:
+        """Put a message that is due later, or has a key, into the schedule, else into its queue.
+
+        Args:
+            connection: sends the command.
+            name: the list that the message belongs into, of its queue and priority.
+            message: what kombu made of it.
+            batch: what the command is added to instead of being sent, where kombu publishes
+                several messages at once.
+
+        Raises:
+            ConfigurationError: workers could not unpack the message.
+        """
+        place, due, args = self._place(name), *envelope.outgoing(message, int(time() * 1000))
+        if due is None:
+            script, keys = scripts.ENQUEUE, place.queue
+        else:
+            script, keys, args = scripts.SCHEDULE, place.schedule, [self._prefix, *args]
+        if batch is not None:
+            batch.add("eval", script.text, len(keys), *keys, *args)
+            return
+        sending = this_thread.sending
+        if sending is None or (message.get("headers") or {}).get("id") != sending.id:
+            # it is sent without Celery
+            script(connection, keys, args)
+            return
+        sent = self._sent(sending.name, name)
+        with attempting():
+            sending.attempt()
+            try:
+                reply = script(connection, [*keys, sent], [*args, "sent", sending.token])
+            finally:
+                sending.unanswered = sending.unanswered or connection.unanswered
+        if reply is not None:
+            status, kept = reply
+            sending.outcome = Outcome(status.decode(), kept.decode())
+
+    def postpone(
+        self,
+        connection: Connection,
+        name: str,
+        message: dict[str, Any],
+        due: int,
+        held: tuple[str, str],
+    ) -> None:
+        """Move a message that was fetched before its time into the schedule.
+
+        Args:
+            connection: sends the command.
+            name: the list that it goes to when it is due.
+            message: as it was fetched.
+            due: when that is, in ms since the epoch.
+            held: the in-flight hash that it is in, and its tag there.
+        """
+        inflight, tag = held
+        args = [self._prefix, *envelope.scheduled(message, due), "held", tag]
+        scripts.SCHEDULE(connection, [*self._place(name).schedule, inflight], args)
 
 
 @contextmanager
@@ -192,7 +300,7 @@ def publishing() -> Iterator[None]:
     """
     try:
         yield
-    except (KombuError, RedisError, OSError) as error:
+    except NOT_TAKEN as error:
         raise BrokerUnavailableError(
             f"the broker did not take a message: {error}; see that it runs, and that broker_url is "
             "right"

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from posthog_jobs.broker import rabbitmq
 from posthog_jobs.broker.envelope import CAPTURE, EXPORT_EVENTS, FLUSH_EXPORT, ON_EVENT, task_name
+from posthog_jobs.broker.rabbitmq import RabbitMQBroker
 from posthog_jobs.broker.transport import OPTION
 from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.hooks.ticks import PERIODS
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from kombu import Connection, Queue
 
+    from posthog_jobs.broker.broker import Broker
     from posthog_jobs.broker.failures import Failures
-    from posthog_jobs.broker.rabbitmq import Delays
     from posthog_jobs.broker.redis import RedisServer
     from posthog_jobs.broker.schedule import Forecast, Schedule
     from posthog_jobs.operate.doctor.server import Connected, InFlight
@@ -54,7 +54,6 @@ class Examined(Protocol):
     amqp: Any
     conf: Any
     control: Any
-    delays: Delays
 
     @property
     def settings(self) -> Settings:
@@ -63,6 +62,10 @@ class Examined(Protocol):
     @property
     def runtime(self) -> Runtime:
         """Who is installed, in this process."""
+
+    @property
+    def broker(self) -> Broker:
+        """The broker."""
 
     @property
     def schedule(self) -> Schedule:
@@ -141,7 +144,7 @@ class Asked:
     @cached_property
     def is_rabbitmq(self) -> bool:
         """Whether the broker is RabbitMQ."""
-        return rabbitmq.is_configured(self.app.conf)
+        return isinstance(self.app.broker, RabbitMQBroker)
 
     @cached_property
     def coming(self) -> Forecast:
@@ -162,7 +165,7 @@ class Asked:
     @cached_property
     def delays_natively(self) -> bool:
         """Whether delayed messages wait on RabbitMQ."""
-        return self.app.delays.are_native()
+        return self.app.broker.delays is not None
 
     @cached_property
     def crew(self) -> Crew:
