@@ -7,7 +7,6 @@ import bz2
 import json
 import lzma
 import zlib
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -305,30 +304,16 @@ def take(data: bytes) -> tuple[bytes, bytes]:
     return rest[: int(size)], rest[int(size) :]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What the schedule stores for one id."""
+def parse_record(task_id: str, data: bytes) -> tuple[str, str, str, bytes]:
+    """Read a value of the hash `waiting`; see `lua/schedule_lib.lua` for its layout.
 
-    queue: str
-    app_id: str
-    job: str
-    key: str | None
-    message: bytes = field(repr=False)
-
-    @classmethod
-    def parse(cls, task_id: str, data: bytes) -> Record:
-        """Read a value of the hash `waiting`; see `lua/schedule_lib.lua` for its shape."""
-        queue, data = take(data)
-        partition, data = take(data)
-        key, data = take(data)
-        app_id, job = parse_partition(partition.decode())
-        return cls(
-            queue=queue.decode(),
-            app_id=app_id,
-            job=job,
-            key=key.decode() or None,
-            message=unpack(data, task_id),
-        )
+    Returns:
+        The queue's list, the partition, the key, which may be empty, and the message.
+    """
+    queue, data = take(data)
+    partition, data = take(data)
+    key, data = take(data)
+    return queue.decode(), partition.decode(), key.decode(), unpack(data, task_id)
 
 
 #: The largest body that a message may hold in compressed form, in bytes.

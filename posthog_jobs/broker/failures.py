@@ -22,7 +22,7 @@ from posthog_jobs.broker.failure import (
     FailedPage,
     Reason,
 )
-from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
+from posthog_jobs.broker.listing import checked_limit, chunks, fits, page_of, parse_cursor
 from posthog_jobs.broker.redis import reaching_broker
 from posthog_jobs.errors import ReplayError, UnknownFailureError, UnsupportedByBrokerError
 from posthog_jobs.jobs.due import milliseconds
@@ -148,10 +148,8 @@ class Failures:
         state = REPLAYED if replayed else OPEN
         partitions = self._partitions(filters, state)
         rows = self._rows(partitions, _until(filters), limit + 1, place)
-        page, more = rows[:limit], len(rows) > limit
-        return FailedPage(
-            jobs=tuple(self._load(page)), cursor=make_cursor(page[-1]) if more else None
-        )
+        page, following = page_of(rows, limit)
+        return FailedPage(jobs=tuple(self._load(page)), cursor=following)
 
     @reaching_broker
     def count(self, **filters: Unpack[Filters]) -> int:
@@ -239,15 +237,14 @@ class Failures:
         return float(seconds * 1000 + micros / 1000)
 
     def _partitions(self, filters: Filters, state: str = OPEN) -> Sequence[str]:
-        app_id, job, reason = (filters.get(name) for name in ("app_id", "job", "reason"))
+        app_id, job, reason = filters.get("app_id"), filters.get("job"), filters.get("reason")
         wanted = []
         for name in sorted(self._client.smembers(self._keys.failed_parts)):
             partition = name.decode()
             app, task, why, condition = parse_netstrings(partition)
             if (
                 condition == state
-                and app_id in (None, app)
-                and job in (None, task, task.rpartition(".")[2])
+                and fits(app_id, job, app, task)
                 and reason in (None, Reason(why))
             ):
                 wanted.append(partition)

@@ -6,8 +6,7 @@ An app id has no colon, so that no key of one installation can be spelt as anoth
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 #: What every key of ours begins with, behind kombu's `global_keyprefix`.
@@ -230,15 +228,8 @@ def unavailable() -> Iterator[None]:
         ) from error
 
 
-def reaching_broker(method: Callable[P, T]) -> Callable[P, T]:
-    """Let a method raise BrokerUnavailableError, as `unavailable` does."""
-
-    @wraps(method)
-    def reaching(*args: P.args, **kwargs: P.kwargs) -> T:
-        with unavailable():
-            return method(*args, **kwargs)
-
-    return reaching
+#: Lets a method raise BrokerUnavailableError, as `unavailable` does.
+reaching_broker: Final = unavailable()
 
 
 def is_forbidden(refused: Exception) -> bool:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.envelope import (
     ERROR_HEADER,
-    Record,
     body_of,
     parse_partition,
+    parse_record,
     partition_of,
 )
-from posthog_jobs.broker.paging import checked_limit, chunks, make_cursor, parse_cursor
+from posthog_jobs.broker.listing import checked_limit, chunks, fits, page_of, parse_cursor
 from posthog_jobs.broker.redis import reaching_broker
 from posthog_jobs.jobs.due import EPOCH, due_at, milliseconds, moment_of
 from posthog_jobs.jobs.message import Steered
@@ -67,6 +67,21 @@ class WaitingJob:
     key: str | None
     queue: str
     raw: bytes = field(repr=False)
+
+    @classmethod
+    def parse(cls, task_id: str, record: bytes, due: int) -> Self:
+        """Read a value of the hash `waiting`; it is due at so many ms since the epoch."""
+        queue, partition, key, raw = parse_record(task_id, record)
+        app_id, job = parse_partition(partition)
+        return cls(
+            id=task_id,
+            app_id=app_id,
+            job=job,
+            due=moment_of(due),
+            key=key or None,
+            queue=queue,
+            raw=raw,
+        )
 
     @property
     def attempt(self) -> int:
@@ -170,8 +185,13 @@ class Schedule:
     @reaching_broker
     def get(self, task_id: str) -> WaitingJob | None:
         """The job that waits under this id, or None."""
-        found = self._load([task_id])
-        return found[0] if found else None
+        client, keys = self._client, self._keys
+        record = client.hget(keys.waiting, task_id)
+        if record is None:
+            return None
+        _, partition, *_ = parse_record(task_id, record)
+        due = client.zscore(keys.due(partition), task_id)
+        return None if due is None else WaitingJob.parse(task_id, record, int(due))
 
     @reaching_broker
     def under_key(self, key: str, jobs: Sequence[tuple[str, str]]) -> Sequence[str | None]:
@@ -211,11 +231,8 @@ class Schedule:
         rows = self._first(partitions, limit + 1, (due, partition, task_id))
         if until is not None:
             rows = [row for row in rows if row[0] < until]
-        page, more = rows[:limit], len(rows) > limit
-        return Page(
-            jobs=tuple(self._load([task_id for _, _, task_id in page])),
-            cursor=make_cursor(page[-1]) if more and page else None,
-        )
+        page, following = page_of(rows, limit)
+        return Page(jobs=tuple(self._load(page)), cursor=following)
 
     @reaching_broker
     def count(
@@ -240,14 +257,15 @@ class Schedule:
     @reaching_broker
     def forecast(self, *, app_id: str | None = None, job: str | None = None) -> Forecast:
         """How many come due in the next minute, hour, day, week, month, and later."""
-        totals = [0] * (len(_PERIODS) + 1)
+        totals, late = [0] * (len(_PERIODS) + 1), 0
         periods = [len(_PERIODS), *_PERIODS.values()]
         for some in chunks(self._partitions(app_id, job), _PARTITIONS):
-            counts = self._run(scripts.FORECAST, *periods, *some)
+            *counts, first = self._run(scripts.FORECAST, *periods, *some)
+            late = max(late, -first)
             totals = [total + count for total, count in zip(totals, counts, strict=True)]
         steps = [later - earlier for earlier, later in zip([0, *totals], totals, strict=False)]
         names = (*_PERIODS, "later")
-        return Forecast(late=self._late(app_id, job), **dict(zip(names, steps, strict=True)))
+        return Forecast(late=timedelta(milliseconds=late), **dict(zip(names, steps, strict=True)))
 
     # -- steer ------------------------------------------------------------------------------
 
@@ -301,12 +319,7 @@ class Schedule:
         partitions = [name.decode() for name in self._client.zrange(self._keys.heads, 0, -1)]
         if app_id is None and job is None:
             return partitions
-        wanted = []
-        for partition in partitions:
-            app, name = parse_partition(partition)
-            if app_id in (None, app) and job in (None, name, name.rpartition(".")[2]):
-                wanted.append(partition)
-        return wanted
+        return [part for part in partitions if fits(app_id, job, *parse_partition(part))]
 
     def _first(self, partitions: Sequence[str], limit: int, place: _Row) -> _Rows:
         """The first few over all partitions, in the order of rows, reading few more than needed."""
@@ -345,48 +358,12 @@ class Schedule:
                 pages.append([(int(score), part, name.decode()) for score, name in rows])
         return pages
 
-    def _load(self, ids: Sequence[str]) -> Sequence[WaitingJob]:
-        """Read what waits under these ids; what was promoted meanwhile is left out."""
-        if not ids:
-            return []
-        jobs = []
-        parsed = []
-        for task_id, data in zip(ids, self._client.hmget(self._keys.waiting, ids), strict=True):
-            if data is not None:
-                parsed.append((task_id, Record.parse(task_id, data)))
-        pipe = self._client.pipeline(transaction=False)
-        for task_id, record in parsed:
-            pipe.zscore(self._keys.due(partition_of(record.app_id, record.job)), task_id)
-        for (task_id, record), due in zip(parsed, pipe.execute(), strict=True):
-            if due is not None:
-                jobs.append(
-                    WaitingJob(
-                        id=task_id,
-                        app_id=record.app_id,
-                        job=record.job,
-                        due=moment_of(int(due)),
-                        key=record.key,
-                        queue=record.queue,
-                        raw=record.message,
-                    )
-                )
-        return jobs
-
-    def _late(self, app_id: str | None, job: str | None) -> timedelta:
-        partitions = (
-            self._partitions(app_id, job) if app_id is not None or job is not None else None
-        )
-        if partitions is None:
-            heads = [
-                score for _, score in self._client.zrange(self._keys.heads, 0, 0, withscores=True)
-            ]
-        else:
-            pipe = self._client.pipeline(transaction=False)
-            for partition in partitions:
-                pipe.zscore(self._keys.heads, partition)
-            heads = [score for score in pipe.execute() if score is not None]
-        if not heads:
-            return timedelta()
-        seconds, micros = self._client.time()
-        late: int = seconds * 1000 + micros // 1000 - int(min(heads))
-        return max(timedelta(), timedelta(milliseconds=late))
+    def _load(self, rows: Sequence[_Row]) -> Sequence[WaitingJob]:
+        """Read what waits there; what was promoted meanwhile is left out."""
+        ids = [task_id for _, _, task_id in rows]
+        records = self._client.hmget(self._keys.waiting, ids) if ids else []
+        return [
+            WaitingJob.parse(task_id, record, due)
+            for (due, _, task_id), record in zip(rows, records, strict=True)
+            if record is not None
+        ]

@@ -8,7 +8,7 @@ from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from posthog_jobs.broker.envelope import Record
+from posthog_jobs.broker.envelope import parse_record
 from posthog_jobs.broker.redis import REFUSED
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Server:
             # MEMORY is forbidden, or what was to be measured has just left for its queue
             waiting = _USUAL
         _, some = client.hscan(keys.waiting, count=_SAMPLES)
-        lengths = [len(Record.parse(name.decode(), data).message) for name, data in some.items()]
+        lengths = [len(parse_record(name.decode(), data)[3]) for name, data in some.items()]
         return JobSize(
             waiting=waiting, growth=max(0, sum(lengths) / max(1, len(lengths)) - waiting)
         )
@@ -153,7 +153,7 @@ class Server:
         records = client.hmget(keys.waiting, list(counts)) if counts else []
         for (task_id, count), data in zip(counts.items(), records, strict=True):
             if data is not None:  # else it has just left for its queue
-                queue = Record.parse(task_id, data).queue.removeprefix(keys.global_keyprefix)
+                queue = parse_record(task_id, data)[0].removeprefix(keys.global_keyprefix)
                 found[queue.partition(_PRIORITY)[0]] += count
         return found
 

@@ -1,15 +1,17 @@
-"""Pages of a listing: how long one is, and the cursor that leads on to the next."""
+"""Listings of what waits or failed: filters, pages, and the cursor that leads on to the next."""
 
 from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from posthog_jobs.errors import CursorError, LimitError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+R = TypeVar("R", bound=tuple[Any, ...])
 
 
 def checked_limit(limit: object) -> int:
@@ -23,9 +25,17 @@ def checked_limit(limit: object) -> int:
     return limit
 
 
-def make_cursor(row: tuple[float | str, ...]) -> str:
-    """Return the cursor of the page that begins behind a row."""
-    return base64.urlsafe_b64encode(json.dumps(row).encode()).decode()
+def page_of(rows: Sequence[R], limit: int) -> tuple[Sequence[R], str | None]:
+    """Return the rows of a page, and the cursor of the next one, if there is one.
+
+    Args:
+        rows: what there is, and if there is more than fits, one row more.
+        limit: how many rows a page has at most.
+    """
+    page = rows[:limit]
+    if not page or len(rows) == len(page):
+        return page, None
+    return page, base64.urlsafe_b64encode(json.dumps(page[-1]).encode()).decode()
 
 
 def parse_cursor(
@@ -34,7 +44,7 @@ def parse_cursor(
     """Return the row that a page begins behind.
 
     Args:
-        cursor: what `make_cursor` returned; None for the first page.
+        cursor: what `page_of` returned; None for the first page.
         kinds: the types of the row's parts.
         page: the class whose `cursor` it should be, for the error.
 
@@ -58,3 +68,15 @@ def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """Cut a sequence into parts of a size, the last of which may be shorter."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
+
+
+def fits(app_id: str | None, job: str | None, app: str, task: str) -> bool:
+    """Tell whether a listing of an app id and a job, or of all, has a task of an app.
+
+    Args:
+        app_id: the app id that is asked for, or None.
+        job: the job's or the task's name that is asked for, or None.
+        app: the app id that it is of.
+        task: the task's name.
+    """
+    return app_id in (None, app) and job in (None, task, task.rpartition(".")[2])
