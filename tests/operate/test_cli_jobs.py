@@ -488,7 +488,7 @@ MISTAKES = [
     # what cannot be done: 1
     (1, ["list", "--cursor", "x"], "'x' is no cursor of this list"),
     (1, ["reschedule", "x", "--in", "5", "fortnights"], "unknown unit 'fortnights'"),
-    (1, ["reschedule", "x", "--in", "-5", "minutes"], "is negative; use 0 or more"),
+    (1, ["reschedule", "x", "--in", "-5", "minutes"], "use a finite number, 0 or more"),
     (1, ["reschedule", "x", "--in", "nan", "minutes"], "use a finite number"),
     (1, ["reschedule", "x", "--in", "1e300", "days"], "lies past the year 9999"),
     (1, ["reschedule", "x", "--in", "0.5", "months"], "take whole numbers"),
