@@ -28,14 +28,13 @@ from posthog_jobs.broker import rabbitmq, transport
 from posthog_jobs.broker.broker import RedisBroker
 from posthog_jobs.broker.embedded import EmbeddedServer
 from posthog_jobs.broker.envelope import task_name
-from posthog_jobs.broker.redis import unavailable
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
 from posthog_jobs.broker.transport.sending import Sending, this_thread
 from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
-from posthog_jobs.hooks.tick_ledger import TickLedger
+from posthog_jobs.hooks.ticks import Ledger, Ticks
 from posthog_jobs.jobs.trigger import JobHandle
 from posthog_jobs.meta.redis_stores import redis_stores
 from posthog_jobs.operate.apps import Apps
@@ -50,13 +49,10 @@ from posthog_jobs.worker.configuration import (
     retry_policy,
 )
 from posthog_jobs.worker.deliveries import Deliveries
-from posthog_jobs.worker.durable_task import DurableTask
-from posthog_jobs.worker.event_tasks import CaptureTask, OnEventTask
-from posthog_jobs.worker.export_tasks import ExportEventsTask, FlushExportTask
+from posthog_jobs.worker.hook_tasks import HOOK_TASKS
 from posthog_jobs.worker.registry import JobRegistry
 from posthog_jobs.worker.runtime import Runtime
-from posthog_jobs.worker.tasks import JobTask
-from posthog_jobs.worker.tick_tasks import TICK_TASKS, stop_ticks
+from posthog_jobs.worker.tasks import DurableTask, JobTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,6 +64,7 @@ if TYPE_CHECKING:
     from posthog_jobs.broker.broker import Broker
     from posthog_jobs.broker.failures import Failures
     from posthog_jobs.broker.redis import RedisServer
+    from posthog_jobs.hooks.ticks import Tick
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.operate.doctor import Finding
     from posthog_jobs.operate.metrics import Metrics
@@ -109,7 +106,7 @@ class PostHogJobs(Celery):
 
     amqp_cls = _AMQP
     registry_cls = JobRegistry
-    task_cls = "posthog_jobs.worker.durable_task:PlainTask"
+    task_cls = "posthog_jobs.worker.tasks:PlainTask"
 
     def __init__(self, main: str = "posthog_jobs", **options: Any) -> None:
         """Make the app; its configuration is read when it is first needed.
@@ -131,8 +128,7 @@ class PostHogJobs(Celery):
         super().__init__(main, **{"set_as_current": False, **options})
         adopt(self._conf)
         self._tasks.app = self
-        ours = (CaptureTask, OnEventTask, FlushExportTask, ExportEventsTask, *TICK_TASKS)
-        for task in ours:
+        for task in HOOK_TASKS:
             # a class of its own for each app, which is bound to it when the app is finalized
             self._tasks.register(type(task.__name__, (task,), {"__module__": task.__module__}))
         signals.import_modules.connect(self._on_import_modules, sender=self, weak=False)
@@ -277,7 +273,7 @@ class PostHogJobs(Celery):
             store,
             schedule=lambda: self.schedule,
             purge=runtime.metas.purge,
-            stop_ticks=partial(stop_ticks, self),
+            stop_ticks=self.ticks.stop,
         )
 
     def register_jobs(self) -> list[str]:
@@ -314,16 +310,15 @@ class PostHogJobs(Celery):
         return Deliveries(broker.records, most, forgets=not broker.ends_counts)
 
     @property
-    def tick_ledger(self) -> TickLedger:
-        """What the workers know of `run_every_minute` and its like.
-
-        Raises:
-            UnsupportedByBrokerError: neither is the broker Redis, nor is one beside it.
-            BrokerUnavailableError: it does not answer.
-        """
+    def ticks(self) -> Ticks:
+        """The runs of `run_every_minute` and its like."""
+        schedule = self.schedule if self.broker.knows_keys else None
         # the broker's if it is Redis, though there be another one: by its clock ticks are due
-        with unavailable():
-            return TickLedger(*self.broker.records.connected())
+        return Ticks(self.runtime, Ledger(self.broker.records), schedule, self._send_tick)
+
+    def _send_tick(self, tick: Tick, *, key: str | None) -> bool:
+        sent: bool = self.tasks[tick.task].send(tick, key=key)
+        return sent
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.

@@ -5,10 +5,12 @@ An app id has no colon, so that no key of one installation can be spelt as anoth
 
 from __future__ import annotations
 
+import logging
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import LockError, NoPermissionError, RedisError, ResponseError
 
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
+    from redis.lock import Lock
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -235,3 +240,53 @@ reaching_broker: Final = unavailable()
 def is_forbidden(refused: Exception) -> bool:
     """Tell whether the server refuses a command to this user, or to all of them."""
     return isinstance(refused, NoPermissionError) or str(refused).startswith("unknown command")
+
+
+@contextmanager
+def renewed_lock(client: Redis, name: str, seconds: float) -> Iterator[bool]:
+    """Hold a lock, renewed on a thread until the end; gives whether it was free.
+
+    Args:
+        client: of the server.
+        name: the lock's key.
+        seconds: after which it is free if its process died.
+
+    Raises:
+        BrokerUnavailableError: the server does not answer, and the lock is not held.
+    """
+    lock = client.lock(name, timeout=seconds, thread_local=False)
+    with unavailable():
+        is_free = lock.acquire(blocking=False)
+    if not is_free:
+        yield False
+        return
+    over = threading.Event()
+    renewing = threading.Thread(
+        target=_renew, args=(lock, over, name, seconds), name="posthog_jobs.lock", daemon=True
+    )
+    renewing.start()
+    try:
+        yield True
+    finally:
+        over.set()
+        renewing.join()
+        try:
+            lock.release()
+        except (LockError, RedisError) as error:
+            logger.warning("%s is free within %g s: %s", name, seconds, error)
+
+
+def _renew(lock: Lock, over: threading.Event, name: str, seconds: float) -> None:
+    while not over.wait(seconds / 3):
+        try:
+            lock.reacquire()
+        except LockError as error:
+            logger.warning(
+                "%s was lost, so that what it is for may run elsewhere too: %s. Was this process "
+                "stopped, or cut off from Redis?",
+                name,
+                error,
+            )
+            return
+        except RedisError as error:
+            logger.warning("%s was not renewed, which is tried again: %s", name, error)

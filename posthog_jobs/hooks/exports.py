@@ -171,7 +171,7 @@ class Exporter:
     def drain(
         self,
         installation: Installation,
-        batch: Callable[[str, list[Event]], Callable[[], None]],
+        batch: Callable[[str, list[Event]], Callable[[], object]],
         until: float | None = None,
     ) -> None:
         """Export all that is in an installation's buffer here and now, before its teardown.
@@ -211,7 +211,7 @@ class Exporter:
                 )
             done = taken.id
 
-    def drain_all(self, batch: Callable[[str, list[Event]], Callable[[], None]]) -> None:
+    def drain_all(self, batch: Callable[[str, list[Event]], Callable[[], object]]) -> None:
         """Drain the buffers that this process has filled, at once, for `PATIENCE` seconds at most.
 
         What is not exported by then stays in its buffer, for another worker, or the next one.

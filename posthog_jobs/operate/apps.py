@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from posthog_jobs.apps.installation import InstalledApp, read_entry
 from posthog_jobs.apps.loading import resolved
 from posthog_jobs.errors import InstallError, UnknownAppError, UnsupportedByBrokerError
-from posthog_jobs.hooks.ticks import TASKS
+from posthog_jobs.hooks.ticks import PERIODS, task_of
 from posthog_jobs.jobs.payload import check_payload
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Apps:
         """
         try:
             schedule = self._schedule()
-            ticks = sum(schedule.count(app_id=app_id, job=name) for name in TASKS)
+            ticks = sum(schedule.count(app_id=app_id, job=task_of(hook)) for hook in PERIODS)
             return schedule.count(app_id=app_id) - ticks
         except UnsupportedByBrokerError:
             return 0

@@ -36,7 +36,6 @@ from posthog_jobs.worker.pools import can_cancel, confirm, leave_behind, recall,
 from posthog_jobs.worker.request import has_request
 from posthog_jobs.worker.requests import keep
 from posthog_jobs.worker.strategies import JobStrategies
-from posthog_jobs.worker.tick_tasks import schedule_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +114,7 @@ class JobConsumer(Consumer):
         except PostHogJobsError as error:
             logger.warning("Exports whose flush was lost are looked for later: %s", error)
         try:
-            schedule_ticks(self.app)
+            self.app.ticks.see_to_all()
         except UnsupportedByBrokerError as error:
             self._warn_once("ticks", f"No run_every_… runs: {error}; set posthog_jobs_redis_url")
         except BrokerUnavailableError as error:

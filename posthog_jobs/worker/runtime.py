@@ -10,8 +10,9 @@ from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Registry
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.hooks.events import check_event, on_event, process_event, process_events
-from posthog_jobs.jobs.execution import LoopCaller, call, check_call, ready_job
+from posthog_jobs.jobs.execution import LoopCaller, ReadyJob, call, check_call, ready_job
 from posthog_jobs.jobs.message import ABSENT, Outbox
+from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.jobs.running import BY_HAND
 from posthog_jobs.meta.meta import Metas
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from posthog_jobs.apps.installation import Installation, Installations
     from posthog_jobs.apps.store import InstallationStore
     from posthog_jobs.hooks.exports import Exporter
-    from posthog_jobs.jobs.execution import ReadyJob
     from posthog_jobs.jobs.message import Sender
     from posthog_jobs.jobs.running import Delivery
     from posthog_jobs.meta.meta import Meta, Stores
@@ -203,23 +203,31 @@ class Runtime:
             ]
 
     def on_event(
-        self,
-        event: dict[str, Any],
-        retry: Callable[[Installation, Exception], None],
-        app_id: str | None = None,
+        self, event: dict[str, Any], retry: Callable[[Installation, Exception], None]
     ) -> None:
-        """Show a processed event to the hooks for it of its team, or of one installation.
+        """Show a processed event to the hooks for it of its team; `retry` has one run again."""
+        with self._lifecycle.holding() as meta:
+            on_event(event, self.installations.of_team(event["team_id"]), meta, retry)
+
+    def on_event_again(self, app_id: str, event: dict[str, Any]) -> ReadyJob:
+        """Return what shows an event to one installation's hook for it, with its app set up.
 
         Raises:
-            UnknownAppError, AppLoadError, AppDisabledError: that installation cannot run.
+            AppError: the app is not there now.
         """
-        installations = (
-            self.installations.of_team(event["team_id"])
-            if app_id is None
-            else [self.registry.get(app_id)]
-        )
-        with self._lifecycle.holding() as meta:
-            on_event(event, installations, meta, retry)
+        installation = self.registry.get(app_id)
+        meta, release = self._lifecycle.hold(installation)
+
+        def run() -> None:
+            reasons: list[Exception] = []
+            try:
+                on_event(event, [installation], lambda _: meta, lambda _, why: reasons.append(why))
+            finally:
+                release()
+            if reasons:
+                raise reasons[0]
+
+        return ReadyJob(ON_RETRY_ERROR, run)
 
     def export(self, event: dict[str, Any]) -> None:
         """Put a processed event into the buffers of those of its team that export it.
@@ -230,7 +238,7 @@ class Runtime:
         if self._exporter is not None:
             self._exporter.add(event, self.installations.of_team(event["team_id"]))
 
-    def batch(self, app_id: str, events: list[dict[str, Any]]) -> Callable[[], None]:
+    def batch(self, app_id: str, events: list[dict[str, Any]]) -> ReadyJob:
         """Return what runs an installation's `export_events` on a batch, with its app set up.
 
         Returns:
@@ -256,7 +264,7 @@ class Runtime:
             finally:
                 release()
 
-        return run
+        return ReadyJob(ON_EXPORT_RETRY, run)
 
     def flush_export(self, app_id: str, owner: str) -> None:
         """Send what is full or due in an installation's buffer, whether it is there or not.
@@ -296,7 +304,7 @@ class Runtime:
     def tear_down(self) -> None:
         """Export what this process has buffered; run `teardown_plugin` of all it has set up."""
         if self._exporter is not None:
-            self._exporter.drain_all(self.batch)
+            self._exporter.drain_all(lambda *batch: self.batch(*batch).run)
         self._lifecycle.tear_down()
 
     def _retire(self, installation: Installation) -> None:

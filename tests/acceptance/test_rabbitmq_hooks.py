@@ -9,8 +9,7 @@ import pytest
 
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
-from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_before
-from posthog_jobs.worker.tick_tasks import schedule_ticks
+from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_after, boundary_before
 from tests.acceptance.test_ticks import quiet_moment
 from tests.nodes import HOST, closed_port, poll
 from tests.notes import notes, wait_for
@@ -104,13 +103,15 @@ class TestTicks:
         quiet_moment(jobs_app)
         redis, keys = jobs_app.server.connected()
         poll("the ticks are claimed", lambda: len(redis.keys(f"{keys.prefix}tick_claim:*")) >= 3)
-        now = jobs_app.tick_ledger.now()
-        assert not jobs_app.tasks["posthog_jobs.run_every_day"].send_next("ticking", now)
+        now = jobs_app.ticks.ledger.now()
+        tomorrow = boundary_after("run_every_day", now)
+        tick = Tick(app_id="ticking", hook="run_every_day", boundary=tomorrow)
+        assert not jobs_app.ticks.ledger.claim(tick, now)
         for hook in PERIODS:
             for before in (2, 0, 0):  # the first one waited for a worker
                 boundary = boundary_before(hook, now) - before * PERIODS[hook]
                 tick = Tick(app_id="ticking", hook=hook, boundary=boundary)
-                jobs_app.tasks[f"posthog_jobs.{hook}"].send(tick)
+                jobs_app.tasks[f"posthog_jobs.{hook}"].send(tick, key=None)
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 
         for what in ("minute", "hour", "day"):
@@ -133,7 +134,7 @@ class TestTicks:
 
         for _ in range(2):
             with pytest.raises(BrokerUnavailableError):
-                schedule_ticks(app)
+                app.ticks.see_to_all()
         redis, keys = app.server.connected()
         assert redis.keys(f"{keys.prefix}tick_claim:*") == []
 
@@ -148,12 +149,12 @@ class TestTicks:
         jobs_app.apps.uninstall("new")
         poll("the app is gone", lambda: "ticking" not in str(registered() or "ticking"))
 
-        boundary = boundary_before("run_every_hour", jobs_app.tick_ledger.now())
+        boundary = boundary_before("run_every_hour", jobs_app.ticks.ledger.now())
         tick = Tick(app_id="new", hook="run_every_hour", boundary=boundary)
-        jobs_app.tasks["posthog_jobs.run_every_hour"].send(tick)
+        jobs_app.tasks["posthog_jobs.run_every_hour"].send(tick, key=None)
 
         celery_setup.worker.assert_log_exists("run_every_hour of app id 'new' ends: ")
-        assert jobs_app.tick_ledger.last("new", "run_every_hour") is None
+        assert jobs_app.ticks.ledger.last("new", "run_every_hour") is None
 
     @pytest.mark.soak
     @pytest.mark.timeout(300)

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from posthog_jobs.broker.envelope import DUE_HEADER
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import RetriesExhaustedError, UnsupportedByBrokerError
-from posthog_jobs.hooks import tick_ledger
+from posthog_jobs.hooks import ticks as ticks_module
 from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_after, boundary_before
 from posthog_jobs.jobs.retry import RetryDelays
-from posthog_jobs.worker import tick_tasks
-from posthog_jobs.worker.tick_tasks import schedule_ticks
 from tests.conftest import APPS
 from tests.nodes import poll
 from tests.notes import notes, wait_for
@@ -113,9 +111,9 @@ def run_tick(app: PostHogJobs, tick: Tick, *, retries: int = 0, due: datetime | 
         args = [tick.app_id, int(tick.boundary.timestamp())]
         headers = {DUE_HEADER: (due or tick.boundary).timestamp() * 1000}
         request = {"id": tick.id, "args": args, "kwargs": {}, "argsrepr": "", "headers": headers}
-        task.push_request(**request, retries=retries)
+        task.push_request(**request, retries=retries, called_directly=False)
         try:
-            task.run(*args)
+            task(*args)
         except Exception as error:  # noqa: BLE001
             return error
         finally:
@@ -126,14 +124,14 @@ def run_tick(app: PostHogJobs, tick: Tick, *, retries: int = 0, due: datetime | 
 
 
 def current(app: PostHogJobs, hook: str, app_id: str = "ticking", *, before: int = 0) -> Tick:
-    boundary = boundary_before(hook, app.tick_ledger.now()) - before * PERIODS[hook]
+    boundary = boundary_before(hook, app.ticks.ledger.now()) - before * PERIODS[hook]
     return Tick(app_id=app_id, hook=hook, boundary=boundary)
 
 
 def test_each_hook_has_one_tick_that_waits(app: PostHogJobs) -> None:
     """One tick of each hook waits on its next boundary, however often and by whom it is asked."""
     for _ in range(3):
-        schedule_ticks(app)
+        app.ticks.see_to_all()
 
     for app_id in ("ticking", "raising", "unready"):
         ticks = {tick.job: tick for tick in waiting(app, app_id)}
@@ -141,7 +139,7 @@ def test_each_hook_has_one_tick_that_waits(app: PostHogJobs) -> None:
         for hook in PERIODS:
             tick = ticks[f"posthog_jobs.{hook}"]
             assert tick.due == boundary_before(hook, tick.due)
-            assert abs(tick.due - app.tick_ledger.now()) <= PERIODS[hook]
+            assert abs(tick.due - app.ticks.ledger.now()) <= PERIODS[hook]
             expected = Tick(app_id=app_id, hook=hook, boundary=tick.due)
             assert (tick.id, tick.key) == (expected.id, "tick")
     for app_id in ("off", "broken", "no-hook"):
@@ -169,7 +167,7 @@ def test_a_tick_that_an_operator_runs_early(app: PostHogJobs) -> None:
     tick = Tick(
         app_id="ticking",
         hook="run_every_day",
-        boundary=boundary_after("run_every_day", app.tick_ledger.now()),
+        boundary=boundary_after("run_every_day", app.ticks.ledger.now()),
     )
 
     assert run_tick(app, tick, due=tick.boundary - timedelta(minutes=1)) is None
@@ -185,9 +183,9 @@ def test_hours_and_days_missed_are_made_up_once(
     """A missed hour or day is run once, also where no tick of it waits any more; no minute is."""
     quiet_moment(app)
     for hook in PERIODS:
-        app.tick_ledger.end(current(app, hook, before=3))
+        app.ticks.ledger.end(current(app, hook, before=3))
     for _ in range(2):
-        schedule_ticks(app)
+        app.ticks.see_to_all()
 
     assert idle_server.client is not None
     queued = [json.loads(text)["headers"] for text in idle_server.client.lrange("celery", 0, -1)]
@@ -203,11 +201,11 @@ def test_hours_and_days_missed_are_made_up_once(
 def test_a_disabled_app_ends_its_ticks(app: PostHogJobs) -> None:
     """A tick of an app that is disabled or gone ends quietly; what it left out is not made up."""
     for app_id in ("off", "gone", "no-hook"):
-        app.tick_ledger.end(current(app, "run_every_day", app_id, before=3))
+        app.ticks.ledger.end(current(app, "run_every_day", app_id, before=3))
         assert run_tick(app, current(app, "run_every_day", app_id)) is None
         assert waiting(app, app_id) == []
-    assert app.tick_ledger.last("off", "run_every_day") is None
-    assert app.tick_ledger.last("gone", "run_every_day") is not None
+    assert app.ticks.ledger.last("off", "run_every_day") is None
+    assert app.ticks.ledger.last("gone", "run_every_day") is not None
 
 
 def test_an_app_that_cannot_run_now_is_tried_at_the_next_tick(
@@ -250,7 +248,7 @@ def quiet_moment(
     """Wait until no hour ends within the next seconds, which a retry does not outlast."""
 
     def is_quiet() -> bool:
-        now = app.tick_ledger.now()
+        now = app.ticks.ledger.now()
         return boundary_after(hook, now) - now > lasts
 
     poll("a moment that is no tick's", is_quiet)
@@ -261,9 +259,9 @@ def test_retry_error(app: PostHogJobs) -> None:
     quiet_moment(app)
 
     for hook in ("run_every_hour", "run_every_day"):
-        tick, before = current(app, hook, "busy"), app.tick_ledger.now()
+        tick, before = current(app, hook, "busy"), app.ticks.ledger.now()
         assert isinstance(run_tick(app, tick), Ignore)
-        after = app.tick_ledger.now() + timedelta(milliseconds=1)  # = rounded up
+        after = app.ticks.ledger.now() + timedelta(milliseconds=1)  # = rounded up
         retry, _ = waiting(app, "busy")
         assert (retry.id, retry.key, retry.attempt) == (tick.id, None, 2)
         assert retry.last_error == "RetryError: not now"
@@ -283,8 +281,8 @@ def test_one_run_at_a_time(app: PostHogJobs, running: str) -> None:
     for hook in PERIODS:
         quiet_moment(app, hook, timedelta(seconds=10))
         tick, what = current(app, hook), hook.removeprefix("run_every_")
-        with app.tick_ledger.lock(current(app, running, before=1)):
-            before = app.tick_ledger.now()
+        with app.ticks.ledger.lock(current(app, running, before=1)):
+            before = app.ticks.ledger.now()
             outcome = run_tick(app, tick)
             other = run_tick(app, current(app, hook, "raising"))
         assert notes(app, what, "ticking") == []
@@ -301,9 +299,9 @@ def test_a_tick_waits_no_longer_than_until_the_next_one(
     app: PostHogJobs, hook: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A tick that would wait until the next one is due is left out."""
-    monkeypatch.setattr(tick_tasks, "UNTIL_FREE", RetryDelays((PERIODS[hook].total_seconds(),)))
+    monkeypatch.setattr(ticks_module, "UNTIL_FREE", RetryDelays((PERIODS[hook].total_seconds(),)))
 
-    with app.tick_ledger.lock(current(app, hook)):
+    with app.ticks.ledger.lock(current(app, hook)):
         assert run_tick(app, current(app, hook)) is None
 
     assert f"{hook} of app id 'ticking' is left out: another run_every_… of " in caplog.text
@@ -315,13 +313,13 @@ def test_the_lock_is_kept_and_let_go(
     app: PostHogJobs, monkeypatch: pytest.MonkeyPatch, idle_server: RedisProcess
 ) -> None:
     """The lock of a hook that runs for long is renewed; that of a worker that died is free soon."""
-    monkeypatch.setattr(tick_ledger, "LOCK", 3)
+    monkeypatch.setattr(ticks_module, "LOCK", 3)
     tick = current(app, "run_every_hour")
     client = idle_server.client
     assert client is not None
     name = "posthog_jobs:tick:ticking"
 
-    with app.tick_ledger.lock(tick):
+    with app.ticks.ledger.lock(tick):
         first = client.get(name)
         until = time.monotonic() + 4
         poll("longer than the lock is", lambda: time.monotonic() > until)
@@ -336,8 +334,8 @@ def test_the_lock_is_kept_and_let_go(
 def test_an_app_that_is_uninstalled(app: PostHogJobs) -> None:
     """Ticks are no waiting jobs: an app that has them can be uninstalled, and they go with it."""
     app.apps.install(MODULE, id="new")
-    schedule_ticks(app)
-    app.tick_ledger.end(current(app, "run_every_day", "new", before=3))
+    app.ticks.see_to_all()
+    app.ticks.ledger.end(current(app, "run_every_day", "new", before=3))
     assert app.apps.waiting_jobs("new") == 0
     app.meta_for("new").jobs.alive().run_in(1, "hour")
     assert app.apps.waiting_jobs("new") == 1
@@ -345,7 +343,7 @@ def test_an_app_that_is_uninstalled(app: PostHogJobs) -> None:
     assert app.apps.uninstall("new", cancel_jobs=True).cancelled == 1
 
     assert waiting(app, "new") == []
-    assert app.tick_ledger.last("new", "run_every_day") is None
+    assert app.ticks.ledger.last("new", "run_every_day") is None
     assert run_tick(app, current(app, "run_every_day", "new")) is None
 
 
@@ -355,9 +353,9 @@ def test_on_rabbitmq() -> None:
     recorder = PostHogJobs(config_source={**options, "posthog_jobs_apps": APPS})
     ticking = PostHogJobs(config_source={**options, "posthog_jobs_apps": TICKING})
 
-    schedule_ticks(recorder)
+    recorder.ticks.see_to_all()
     with pytest.raises(UnsupportedByBrokerError, match="cannot do this; Redis can"):
-        schedule_ticks(ticking)
+        ticking.ticks.see_to_all()
 
 
 class TestWorkers:
@@ -382,7 +380,7 @@ class TestWorkers:
         for hook in PERIODS:
             for app_id in ("raising", "ticking", "ticking"):
                 tick = current(jobs_app, hook, app_id)
-                jobs_app.tasks[f"posthog_jobs.{hook}"].send(tick, eta=tick.boundary)
+                jobs_app.tasks[tick.task].send(tick, key=None)
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 
         for what in ("minute", "hour", "day"):
@@ -461,7 +459,7 @@ class TestBlocking:
         """Bad input: a hook that blocks takes one place of the pool; the other runs what comes."""
         for before in (2, 1, 0):
             tick = current(jobs_app, "run_every_minute", "blocking", before=before)
-            jobs_app.tasks["posthog_jobs.run_every_minute"].send(tick, eta=tick.boundary)
+            jobs_app.tasks[tick.task].send(tick, key=None)
         wait_for(jobs_app, "minute", app_id="blocking")
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 

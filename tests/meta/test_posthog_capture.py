@@ -229,7 +229,7 @@ def test_the_broker_is_away(idle_app: PostHogJobs, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr("posthog_jobs.worker.event_tasks.CaptureTask.apply_async", refuse)
+    monkeypatch.setattr("posthog_jobs.worker.hook_tasks.CaptureTask.apply_async", refuse)
     with pytest.raises(BrokerUnavailableError):
         idle_app.meta_for("second").posthog.capture("tea")
 

@@ -181,16 +181,12 @@ def test_no_event(runtime: Runtime, event: Any, error: type[Exception]) -> None:
 def test_on_event_of_one_installation(runtime: Runtime) -> None:
     """on_event: runs for the event's team, or for the one installation that has to retry it."""
     event = {"event": "x", "properties": {}, "team_id": 2}
-    retried: list[tuple[str, str]] = []
 
-    def retry(installation: Any, error: Exception) -> None:
-        retried.append((installation.id, str(error)))
-
-    runtime.on_event(event, retry)
-    runtime.on_event(event, retry, "one")
-    runtime.on_event({**event, "event": "later"}, retry, "one")
+    runtime.on_event(event, lambda *_: pytest.fail("nothing to retry"))
+    runtime.on_event_again("one", event).run()
 
     assert called(runtime) == [(("two",), {}), (("one",), {})]
-    assert retried == [("one", "not now")]
+    with pytest.raises(RetryError, match="not now"):
+        runtime.on_event_again("one", {**event, "event": "later"}).run()
     with pytest.raises(UnknownAppError):
-        runtime.on_event(event, retry, "gone")
+        runtime.on_event_again("gone", event)
