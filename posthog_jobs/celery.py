@@ -35,6 +35,7 @@ from posthog_jobs.broker.transport.transport import redis_server
 from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
 from posthog_jobs.hooks.ticks import Ledger, Ticks
+from posthog_jobs.jobs.execution import after_fork
 from posthog_jobs.jobs.trigger import JobHandle
 from posthog_jobs.meta.redis_stores import redis_stores
 from posthog_jobs.operate.apps import Apps
@@ -124,7 +125,7 @@ class PostHogJobs(Celery):
         self._sender = JobSender(self)
         self._runtime_lock = threading.RLock()
         # without a lock, and so without one that a signal's handler could wait for
-        self._spares: deque[tuple[int, Any]] = deque()
+        self._spares: deque[Any] = deque()
         super().__init__(main, **{"set_as_current": False, **options})
         adopt(self._conf)
         self._tasks.app = self
@@ -132,7 +133,8 @@ class PostHogJobs(Celery):
             # a class of its own for each app, which is bound to it when the app is finalized
             self._tasks.register(type(task.__name__, (task,), {"__module__": task.__module__}))
         signals.import_modules.connect(self._on_import_modules, sender=self, weak=False)
-        self._pid = os.getpid()
+        self._parents: Final[list[deque[Any]]] = []
+        after_fork(self._forget_parent)
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.worker_process_shutdown.connect(self._tear_down, weak=False)
         signals.worker_shutdown.connect(self._tear_down, weak=False)
@@ -460,17 +462,20 @@ class PostHogJobs(Celery):
     @contextmanager
     def _spare_producer(self) -> Iterator[Any]:
         try:
-            pid, producer = self._spares.pop()
+            producer = self._spares.pop()
         except IndexError:
-            pid, producer = 0, None
-        if pid != os.getpid():  # a parent's connection is not to be spoken on
             producer = self.connection_for_write().Producer()
         try:
             yield producer
         except BaseException:
             producer.connection.release()
             raise
-        self._spares.append((os.getpid(), producer))
+        self._spares.append(producer)
+
+    def _forget_parent(self) -> None:
+        # kept, for to let go of the parent's connections may be to close them
+        self._parents.append(self._spares)
+        self._spares = deque()
 
     def connection_for_write(self, url: Any = None, *arguments: Any, **options: Any) -> Connection:
         """Return a connection to send over, which waits for no answer longer than it shall."""
@@ -526,7 +531,7 @@ class PostHogJobs(Celery):
 
     def _on_child(self, **_: Any) -> None:
         """Let a pool's child take changes though no job comes to it."""
-        if self._runtime is not None and self._pid != os.getpid():
+        if self._runtime is not None and self._parents:
             threading.Thread(
                 target=self._runtime.registry.follow, name="posthog_jobs.follow", daemon=True
             ).start()

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import operator
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
-from weakref import WeakMethod, ref
+from weakref import WeakKeyDictionary
 
 from posthog_jobs.errors import (
     AppExitError,
@@ -60,8 +61,8 @@ _in_loop_call: ContextVar[bool] = ContextVar("in_loop_call", default=False)
 #: Where the frames are that lie between the caller of an app's async function and its coroutine.
 _BETWEEN: Final = {__file__, _base.__file__}
 
-#: What is called in a fork of this process.
-_in_forks: Final[set[ref[Any]]] = set()
+#: What lives → what is called with it in a fork of this process.
+_in_forks: Final[WeakKeyDictionary[Any, Callable[[Any], None]]] = WeakKeyDictionary()
 
 
 class Owner(Protocol):
@@ -242,19 +243,19 @@ def _leave_out_loop(error: Exception) -> None:
 
 
 def after_fork(function: Callable[[], None]) -> None:
-    """Call a function of a module, or a method of an object, in every fork of this process.
+    """Call a function of a module, or one method of an object, in every fork of this process.
 
     The method for as long as the object lives, which this does not keep alive.
     """
-    kind: Any = WeakMethod if isinstance(function, MethodType) else ref
-    _in_forks.add(kind(function, _in_forks.discard))
+    if isinstance(function, MethodType):
+        _in_forks[function.__self__] = function.__func__
+    else:
+        _in_forks[function] = operator.call
 
 
 def _call_in_fork() -> None:
-    for reference in list(_in_forks):
-        function = reference()
-        if function is not None:
-            function()
+    for target, function in list(_in_forks.items()):
+        function(target)
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +11,7 @@ from uuid import uuid4
 
 from posthog_jobs.errors import CaptureError, ConfigurationError, EventError
 from posthog_jobs.hooks.events import check_event
+from posthog_jobs.jobs.execution import after_fork
 
 if TYPE_CHECKING:
     from posthog import Posthog
@@ -83,13 +83,13 @@ class PostHogClient:
     captured is there when the job is done.
     """
 
-    __slots__ = ("_client", "_host", "_pid", "_project_key")
+    __slots__ = ("__weakref__", "_client", "_host", "_project_key")
 
     def __init__(self, host: str, project_key: str) -> None:
         self._host: Final = host
         self._project_key: Final = project_key
         self._client: Posthog | None = None
-        self._pid = 0
+        after_fork(self._forget_parent)
 
     def sink(self, event: dict[str, Any]) -> Callable[[], None]:
         """Return what sends an event."""
@@ -110,7 +110,7 @@ class PostHogClient:
             )
 
     def _made(self) -> Posthog:
-        if self._client is None or self._pid != os.getpid():
+        if self._client is None:
             try:
                 from posthog import Posthog  # noqa: PLC0415  # of an extra
             except ImportError:
@@ -121,8 +121,10 @@ class PostHogClient:
             self._client = Posthog(
                 self._project_key, host=self._host, sync_mode=True, timeout=_TIMEOUT
             )
-            self._pid = os.getpid()
         return self._client
+
+    def _forget_parent(self) -> None:
+        self._client = None
 
 
 def _moment(timestamp: object) -> datetime:

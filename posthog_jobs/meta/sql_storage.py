@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.mysql import LONGTEXT
 
 from posthog_jobs.errors import ConfigurationError, StoreUnavailableError
+from posthog_jobs.jobs.execution import after_fork
 from posthog_jobs.meta.storage import add_whole
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SQLStorage:
     portable SQL: what has to be atomic is a compare-and-set, tried again if another was first.
     """
 
-    __slots__ = ("_engine", "_pid", "_table", "_url")
+    __slots__ = ("__weakref__", "_engine", "_table", "_url")
 
     def __init__(self, url: str) -> None:
         """Check the URL; the database is connected to by the first call.
@@ -56,7 +56,7 @@ class SQLStorage:
             sa.Column("value", long_text, nullable=False),
         )
         self._engine: sa.Engine | None = None
-        self._pid = 0
+        after_fork(self._forget_parent)
 
     def get(self, app_id: str, key: str) -> str | None:
         """Return the text of a key, or None if it has none."""
@@ -138,13 +138,16 @@ class SQLStorage:
 
     def _connected(self) -> sa.Engine:
         """Return this process' engine, with the table made."""
-        if self._engine is None or self._pid != os.getpid():
-            if self._engine is not None:
-                self._engine.dispose(close=False)  # its connections are the parent's
+        if self._engine is None:
             engine = _engine(self._url)
             self._make_table(engine)
-            self._engine, self._pid = engine, os.getpid()
+            self._engine = engine
         return self._engine
+
+    def _forget_parent(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose(close=False)  # its connections are the parent's
+            self._engine = None
 
     def _make_table(self, engine: sa.Engine) -> None:
         if engine.dialect.name == "sqlite":

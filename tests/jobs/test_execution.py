@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -343,3 +344,24 @@ def test_a_job_that_does_not_end_when_cancelled(
     assert started.is_set()
     go_on.set()
     assert run_in_thread(this_loop) is None
+
+
+def test_what_is_called_in_a_fork() -> None:
+    """A fork: methods of what lives are called in it, of what does not are not, nor kept."""
+
+    class Guarded:
+        def forget(self) -> None:
+            called.append(self)
+
+    called: list[Guarded] = []
+    alive, gone = Guarded(), Guarded()
+    for each in (alive, gone):
+        execution.after_fork(each.forget)
+    del gone, each
+    gc.collect()
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if called == [alive] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert called == []

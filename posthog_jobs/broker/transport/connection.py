@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from time import monotonic
@@ -14,6 +13,8 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+
+from posthog_jobs.jobs.execution import after_fork
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
@@ -43,15 +44,15 @@ class Connection:
         unanswered: whether the last command was sent and its reply was lost.
     """
 
-    __slots__ = ("_connection", "_lock", "_pid", "_used", "pool", "unanswered")
+    __slots__ = ("__weakref__", "_connection", "_lock", "_used", "pool", "unanswered")
 
     def __init__(self, pool: ConnectionPool) -> None:
         self.pool = pool
         self._connection: Any = None
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._used = 0.0
         self.unanswered = False
+        after_fork(self._forget_parent)
 
     def execute_command(self, *command: Any) -> Any:
         """Send a command and return its reply, as bytes."""
@@ -74,8 +75,7 @@ class Connection:
 
     def _ready(self) -> Any:
         connection = self._connection
-        if connection is None or self._pid != os.getpid():
-            self._pid = os.getpid()
+        if connection is None:
             connection = self._connection = self.pool.get_connection()
         elif monotonic() - self._used > REST:
             if getattr(connection, "_re_auth_token", None) is not None:
@@ -87,6 +87,10 @@ class Connection:
             if stale:  # closed by the server, or with a reply that nobody waits for
                 connection.disconnect()
         return connection
+
+    def _forget_parent(self) -> None:
+        # a fork must not speak on its parent's connection, and the lock may have been held
+        self._lock, self._connection = threading.Lock(), None
 
 
 class RefusedError(ConnectionError):

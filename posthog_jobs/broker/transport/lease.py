@@ -7,7 +7,6 @@ it end; it ends when the process dies or is stopped for longer than the lease.
 
 from __future__ import annotations
 
-import os
 import threading
 from itertools import islice
 from time import monotonic, sleep
@@ -20,6 +19,7 @@ from redis.exceptions import RedisError
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.failures import FailureKeeper
 from posthog_jobs.broker.transport.connection import Connection
+from posthog_jobs.jobs.execution import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -70,7 +70,8 @@ class Lease:
         self.on_promoted: Callable[[int], object] | None = None
         self.on_refused: Callable[[], object] | None = None
         self._pool, self._commands, self._keys = pool, Connection(pool), keys
-        self._pid = os.getpid()
+        self._is_parents = False
+        after_fork(self._leave_to_parent)
         self._lock = threading.Lock()
         self._settling = threading.Lock()
         # what one thread acknowledges just now must not be put back by another one
@@ -192,7 +193,7 @@ class Lease:
 
     def put_back(self, tags: Collection[str], *, front: bool) -> None:
         """Put messages back into their queues."""
-        if not tags or os.getpid() != self._pid:
+        if not tags or self._is_parents:
             return
         for tag in tags:
             self.forget(tag)
@@ -213,7 +214,7 @@ class Lease:
 
         When Redis cannot be reached, the thread goes on trying.
         """
-        if os.getpid() != self._pid:
+        if self._is_parents:
             return
         with self._lock:
             self._kept = self._held.keys() & keep  # some may have been acknowledged just now
@@ -224,6 +225,9 @@ class Lease:
         self._nudge.set()
 
     # -- the thread -------------------------------------------------------------------------
+
+    def _leave_to_parent(self) -> None:
+        self._is_parents = True
 
     def _call_put_back(self, which: str, end: str, forget: str, tags: list[str]) -> list[int]:
         reply: list[int] = scripts.PUT_BACK(

@@ -6,7 +6,6 @@ sender, what it took from it last, so that the next attempt is told that it has 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from posthog_jobs.broker import envelope, scripts
 from posthog_jobs.broker.transport.connection import RefusedError
 from posthog_jobs.errors import BrokerUnavailableError
+from posthog_jobs.jobs.execution import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,14 +183,13 @@ class _Thread(threading.local):
 this_thread: Final = _Thread()
 
 
-def _after_fork() -> None:
+def _forget_parent() -> None:
     global _process  # noqa: PLW0603  # a child is another sender than its parent
     _process = uuid4().hex
     _names.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+after_fork(_forget_parent)
 
 
 @contextmanager
