@@ -77,7 +77,8 @@ class DurableChannel(Base):
                 message.check()  # before one more attempt to connect
             super().__init__(*args, **kwargs)
         self.keys = Keys(self.global_keyprefix)
-        self.reader, self.writer = Reader(self._postpone, self._refuse), Writer(self.keys)
+        self.writer = Writer(self.keys)
+        self.reader = Reader(self._postpone, self._refuse)
 
     # -- clients ----------------------------------------------------------------------------
 
@@ -122,14 +123,6 @@ class DurableChannel(Base):
             self._lease = Lease(pool, self.keys, self.visibility_timeout, self.max_failures)
             weakref.finalize(self, self._lease.close, ())
         return self._lease
-
-    def check_writes(self) -> None:
-        """See that the server takes writes; one that is full does, for workers free its memory.
-
-        Raises:
-            RefusedError: it does not, for now.
-        """
-        self.commands.execute_command("ZREM", self.keys.leases, "")
 
     # -- publishing -------------------------------------------------------------------------
 
@@ -454,23 +447,3 @@ class DurableChannel(Base):
                 self.qos._flush()
                 self.qos._delivered.clear()
         super().close()
-
-
-class Channel(DurableChannel, kombu_redis.Channel):
-    """Channel to one Redis server."""
-
-    from_transport_options: tuple[str, ...] = (
-        *kombu_redis.Channel.from_transport_options,
-        "stock_visibility_timeout",
-        "max_failures",
-    )
-
-
-class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
-    """Channel to the server that Sentinel names."""
-
-    from_transport_options: tuple[str, ...] = (
-        *kombu_redis.SentinelChannel.from_transport_options,
-        "stock_visibility_timeout",
-        "max_failures",
-    )

@@ -18,15 +18,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from posthog_jobs.broker.redis import Keys, RedisServer
 from posthog_jobs.broker.transport import OPTION, WRITES
-from posthog_jobs.broker.transport.channel import Channel, SentinelChannel
+from posthog_jobs.broker.transport.channel import DurableChannel
 from posthog_jobs.errors import UnsupportedByBrokerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kombu import Connection
-
-    from posthog_jobs.broker.transport.channel import DurableChannel
 
 #: Seconds after which a sleeper looks at queues and schedule without having been called.
 LONGEST_SLEEP: Final = 1.0
@@ -171,7 +169,8 @@ class _Durable:
         if self.client.transport_options.get(WRITES):  # type: ignore[attr-defined]
             channel = self._avail_channels[-1]  # type: ignore[attr-defined]
             try:
-                channel.check_writes()
+                # one that is full takes this, for workers free its memory
+                channel.commands.execute_command("ZREM", channel.keys.leases, "")
             except BaseException:
                 self._avail_channels.remove(channel)  # type: ignore[attr-defined]
                 channel.close()
@@ -197,6 +196,22 @@ class _Durable:
                     loop.add_reader(fd, on_readable, fd)
 
         loop.on_tick.add(on_poll_start)
+
+
+#: Transport options that ours have and kombu's have not.
+_OPTIONS: Final = ("stock_visibility_timeout", "max_failures")
+
+
+class Channel(DurableChannel, kombu_redis.Channel):
+    """Channel to one Redis server."""
+
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
+
+
+class SentinelChannel(DurableChannel, kombu_redis.SentinelChannel):
+    """Channel to the server that Sentinel names."""
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
 
 
 class Transport(_Durable, kombu_redis.Transport):
