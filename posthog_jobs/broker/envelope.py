@@ -210,14 +210,13 @@ def identity(message: Mapping[str, Any]) -> str:
     return str(message["headers"].get("id") or message["properties"]["delivery_tag"])
 
 
-def body_of(message: dict[str, Any]) -> bytes:
+def body_of(message: Mapping[str, Any]) -> bytes:
     """The body of a message as its serializer made it: args, kwargs and callbacks."""
     body: str = message["body"]
-    if message["properties"].get("body_encoding") != "base64":
-        return body.encode()
-    decoded = base64.b64decode(body)
-    compression = message["headers"].get("compression")
-    return inflate(decoded, compression) if compression else decoded
+    is_base64 = message["properties"].get("body_encoding") == "base64"
+    data = base64.b64decode(body) if is_base64 else body.encode()
+    compression = (message.get("headers") or {}).get("compression")
+    return inflate(data, compression) if compression else data
 
 
 def check_depth(raw: bytes, decoded: object) -> None:

@@ -7,7 +7,7 @@ as JSON, with times in milliseconds since the epoch.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self, TypeGuard
@@ -172,10 +172,6 @@ class FailedJob:
                 details[name] = moment_of(details[name])
         details["reason"] = Reason(details["reason"])
         return cls(**details, failed=moment_of(int(at)), queue=queue, raw=raw)
-
-    def replayed(self, task_id: str) -> Self:
-        """Return the same, sent again under another id."""
-        return replace(self, replayed_as=task_id)
 
     @property
     def partition(self) -> str:

@@ -9,6 +9,8 @@ What is older than 30 days, or over `posthog_jobs_max_failures`, goes, the oldes
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 from uuid import uuid4
 
@@ -250,52 +252,45 @@ class Failures:
                 wanted.append(partition)
         return wanted
 
-    def _counts(self, partitions: Sequence[str], until: float | None) -> Sequence[int]:
-        """How many of each partition there are; what is to be let go by its age is left out."""
-        oldest, newest = self._now() - KEPT_FOR, "+inf" if until is None else f"({until}"
-        counts: Sequence[int] = []
+    def _ask(self, partitions: Sequence[str], ask: Callable[[Any, str], object]) -> Iterator[Any]:
+        """The answers to a command about the key of each partition."""
         for some in chunks(partitions, _PARTITIONS):
             pipe = self._client.pipeline(transaction=False)
             for partition in some:
-                pipe.zcount(self._keys.failed_part(partition), oldest, newest)
-            counts = [*counts, *pipe.execute()]
-        return counts
+                ask(pipe, self._keys.failed_part(partition))
+            yield from pipe.execute()
+
+    def _counts(self, partitions: Sequence[str], until: float | None) -> Sequence[int]:
+        """How many of each partition there are; what is to be let go by its age is left out."""
+        oldest, newest = self._now() - KEPT_FOR, "+inf" if until is None else f"({until}"
+        return list(self._ask(partitions, lambda pipe, key: pipe.zcount(key, oldest, newest)))
 
     def _rows(
-        self,
-        partitions: Sequence[str],
-        until: float | None,
-        limit: int,
-        place: _Row | None,
+        self, partitions: Sequence[str], until: float | None, limit: int, place: _Row | None
     ) -> Sequence[_Row]:
         """The newest behind a place, over all partitions."""
         oldest, newest = self._now() - KEPT_FOR, "+inf" if until is None else f"({until}"
         if place is not None and (until is None or place[0] < until):
             newest = repr(place[0])
-        rows: Sequence[_Row] = []
-        for some in chunks(partitions, _PARTITIONS):
-            pipe = self._client.pipeline(transaction=False)
-            for partition in some:
-                key = self._keys.failed_part(partition)
-                # one more than wanted: the place itself; no two fail at one microsecond
-                pipe.zrevrangebyscore(key, newest, oldest, 0, limit + 1, withscores=True)
-            found = [(float(at), name.decode()) for reply in pipe.execute() for name, at in reply]
-            fitting = [row for row in found if place is None or row < place]
-            rows = sorted([*rows, *fitting], reverse=True)[:limit]
-        return rows
+
+        def ask(pipe: Any, key: str) -> None:
+            # one more than wanted: the place itself; no two fail at one microsecond
+            pipe.zrevrangebyscore(key, newest, oldest, 0, limit + 1, withscores=True)
+
+        replies = self._ask(partitions, ask)
+        rows = ((float(at), name.decode()) for reply in replies for name, at in reply)
+        return nlargest(limit, (row for row in rows if place is None or row < place))
 
     def _all(self, filters: Filters) -> Iterator[Sequence[str]]:
         """The ids of all that are open now, the oldest first, in batches."""
-        until = _until(filters)
-        now = self._now()
-        until = now if until is None else min(until, now)
-        rows: list[_Row] = []
-        for partition in self._partitions(filters):
-            found = self._client.zrangebyscore(
-                self._keys.failed_part(partition), "-inf", f"({until}", withscores=True
-            )
-            rows += [(float(at), name.decode()) for name, at in found]
-        yield from chunks([task_id for _, task_id in sorted(rows)], _BATCH)
+        until, now = _until(filters), self._now()
+        before = f"({now if until is None else min(until, now)}"
+        replies = self._ask(
+            self._partitions(filters),
+            lambda pipe, key: pipe.zrangebyscore(key, "-inf", before, withscores=True),
+        )
+        rows = sorted((float(at), name.decode()) for reply in replies for name, at in reply)
+        yield from chunks([task_id for _, task_id in rows], _BATCH)
 
     def _load(self, rows: Sequence[_Row]) -> Sequence[FailedJob]:
         """Read these failed jobs, without their messages; what is gone meanwhile is left out."""
@@ -325,7 +320,8 @@ class Failures:
             )
         new_id = str(uuid4())
         message = replay_message(failure.envelope, task_id, new_id)
-        args = (scripts.REPLAY, task_id, record, failure.replayed(new_id).record, message)
+        again = replace(failure, replayed_as=new_id)
+        args = (scripts.REPLAY, task_id, record, again.record, message)
         status: bytes
         if self._send is None:
             status = self._run(*args, queue=[queue.decode()])

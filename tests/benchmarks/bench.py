@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.transport.processes import REPO, Server, until
+from tests.servers.processes import REPO, Server, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

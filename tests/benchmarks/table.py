@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from tests.transport.processes import until
+from tests.servers.processes import until
 
 from .bench import bench, rate
 

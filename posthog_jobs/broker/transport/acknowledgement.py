@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from posthog_jobs.broker.envelope import check_depth, inflate
+from posthog_jobs.broker.envelope import body_of, check_depth
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.failure import FailedJob
@@ -131,14 +130,12 @@ class QoS(kombu_redis.QoS):
 
 def _inflated(payload: dict[str, Any]) -> dict[str, Any]:
     """Return a message whose body is not compressed: kombu would unpack it without a limit."""
-    headers, body = payload.get("headers") or {}, payload.get("body")
-    if not (compression := headers.get("compression")) or not body:
+    headers = payload.get("headers") or {}
+    if not headers.get("compression") or not payload.get("body"):
         return payload
-    properties = payload["properties"]
-    data = base64.b64decode(body) if properties.get("body_encoding") == "base64" else body.encode()
     return {
         **payload,
-        "body": inflate(data, compression),
+        "body": body_of(payload),
         "headers": {name: value for name, value in headers.items() if name != "compression"},
-        "properties": {**properties, "body_encoding": None},
+        "properties": {**payload["properties"], "body_encoding": None},
     }

@@ -19,13 +19,12 @@ from posthog_jobs.broker.transport.transport import SentinelTransport, Transport
 from posthog_jobs.operate.doctor import warnings_for
 from tests.nodes import free_port
 from tests.pace import Pace
-
-from .processes import Server, environment, until
+from tests.servers.processes import Server, environment, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .processes import Site
+    from tests.servers.processes import Site
 
 URLS: dict[str, Any] = {
     "redis://localhost": Transport,
@@ -211,7 +210,7 @@ def test_command_line_of_stock_celery(site: Site) -> None:
     site.worker("solo")
     env = environment(site.broker, site.notes_server.url)
     out = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "tests.transport.tasks", "inspect", "active_queues"],
+        [sys.executable, "-m", "celery", "-A", "tests.servers.tasks", "inspect", "active_queues"],
         env=env, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "celery" in out.stdout

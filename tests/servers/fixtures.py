@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .processes import Server, Site, running
+from tests.servers.processes import Server, Site, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

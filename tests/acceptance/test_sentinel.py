@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.nodes import free_port
-
-from .processes import Server, running, server_binary, until
+from tests.servers.processes import Server, running, server_binary, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .processes import Site
+    from tests.servers.processes import Site
 
 JOBS = 30
 

@@ -6,24 +6,22 @@ import base64
 import json
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.schedule import Forecast, Schedule
-from posthog_jobs.broker.transport.sending import Outcome, Sending
+from posthog_jobs.broker.transport.sending import Outcome
 from posthog_jobs.errors import CursorError, NaiveDatetimeError
 from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server
 from tests.pace import Pace
 
-from .processes import until
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .processes import Site
+    from tests.servers.processes import Site
 
 
 @pytest.fixture
@@ -31,26 +29,10 @@ def schedule(site: Site) -> Schedule:
     return Schedule(fixed_server(site.redis))
 
 
-def send(
-    site: Site, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any
-) -> Outcome | None:
-    headers = {"posthog_jobs_app": app_id, "posthog_jobs_key": key}
-    headers["posthog_jobs_if_waiting"] = kwargs.pop("if_waiting", None)
-    with Sending(name, 60) as message:
-        site.producer.send_task(
-            kwargs.pop("task", "run"),
-            args=[name],
-            task_id=name,
-            headers={k: v for k, v in headers.items() if v is not None},
-            **kwargs,
-        )
-    return message.outcome
-
-
 def test_get_shows_what_waits(site: Site, schedule: Schedule) -> None:
     """A waiting job can be read with its app, job, key, due time and message."""
     due = datetime(2100, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
-    send(site, "a", app_id="web:1", key="user-42", eta=due)
+    site.send("a", app_id="web:1", key="user-42", eta=due)
     job = schedule.get("a")
     assert job
     assert (job.id, job.app_id, job.job, job.key, job.due) == ("a", "web:1", "run", "user-42", due)
@@ -64,7 +46,7 @@ def test_list_goes_page_by_page(site: Site, schedule: Schedule) -> None:
     """Pages follow the due time across apps and jobs, and no job is missed or shown twice."""
     at = datetime(2100, 1, 1, tzinfo=UTC)
     for number in range(30):
-        send(site, f"{number:02}", app_id=str(number % 3), eta=at + timedelta(hours=number // 10))
+        site.send(f"{number:02}", app_id=str(number % 3), eta=at + timedelta(hours=number // 10))
     seen, cursor = [], None
     while True:
         page = schedule.list(limit=7, cursor=cursor)
@@ -91,30 +73,10 @@ def test_bad_arguments(schedule: Schedule) -> None:
         schedule.reschedule("a", datetime(2030, 1, 1))  # noqa: DTZ001 - the point
 
 
-def test_steering(site: Site, schedule: Schedule) -> None:
-    """What waits can be cancelled, moved, and run now; what does not is said to be unknown."""
-    for name in "abc":
-        send(site, name, countdown=3600)
-    assert schedule.cancel("a") is Steered.CANCELLED
-    assert schedule.cancel("a") is Steered.UNKNOWN
-    moved = datetime(2101, 1, 1, tzinfo=UTC)
-    assert schedule.reschedule("b", moved) is Steered.RESCHEDULED
-    job = schedule.get("b")
-    assert job
-    assert job.due == moved
-    assert schedule.run_now("c") is Steered.QUEUED
-    assert schedule.run_now("c") is schedule.cancel("c") is Steered.PROMOTED
-    site.worker("solo")
-    until(lambda: site.noted() == ["c"])
-    assert schedule.reschedule("b", datetime(2020, 1, 1, tzinfo=UTC)) is Steered.QUEUED
-    until(lambda: site.noted() == ["c", "b"])
-
-
 def test_cancel_all(site: Site, schedule: Schedule) -> None:
     """All that waits of an app, or of one of its jobs, can be cancelled at once."""
     for number in range(1200):
-        send(
-            site,
+        site.send(
             str(number),
             app_id=str(number % 2),
             task="run" if number % 4 else "noop",
@@ -129,7 +91,7 @@ def test_forecast(site: Site, schedule: Schedule) -> None:
     """The forecast counts what comes due per period, and says how late the head is."""
     begun = time.time()
     for number, days in enumerate([-1, 0.01, 0.5, 3, 20, 400]):
-        send(site, str(number), countdown=3600)
+        site.send(str(number), countdown=3600)
         schedule._client.zadd(
             "posthog_jobs:due:1:13:run", {str(number): (time.time() + days * 86400) * 1000}
         )
@@ -143,26 +105,14 @@ def test_forecast(site: Site, schedule: Schedule) -> None:
     )
 
 
-def test_keys_debounce(site: Site, schedule: Schedule) -> None:
-    """Under a key at most one job of an app waits: the last one, at its own time."""
-    send(site, "a", key="k", countdown=60)
-    send(site, "other app", app_id="2", key="k", countdown=60)
-    assert send(site, "b", key="k", countdown=120) == Outcome(status="replaced", id="b")
-    assert {job.id for job in schedule.list().jobs} == {"b", "other app"}
-    assert send(site, "c", key="k") == Outcome(status="replaced", id="c")
-    site.worker("solo")
-    until(lambda: site.noted() == ["c"])
-    assert send(site, "d", key="k", countdown=60) == Outcome(status="scheduled", id="d")
-
-
 def test_keys_keep(site: Site, schedule: Schedule) -> None:
     """With `keep`, what waits under a key stays and the publisher learns its id."""
-    send(site, "a", key="k", countdown=60)
-    kept = send(site, "b", key="k", if_waiting="keep", countdown=1)
+    site.send("a", key="k", countdown=60)
+    kept = site.send("b", key="k", if_waiting="keep", countdown=1)
     assert kept == Outcome(status="kept", id="a")
     assert [job.id for job in schedule.list().jobs] == ["a"]
     assert schedule.cancel("a") is Steered.CANCELLED
-    scheduled = send(site, "c", key="k", if_waiting="keep", countdown=60)
+    scheduled = site.send("c", key="k", if_waiting="keep", countdown=60)
     assert scheduled == Outcome(status="scheduled", id="c")
 
 
@@ -170,7 +120,7 @@ def test_a_resent_message_waits_once(site: Site, schedule: Schedule) -> None:
     """Sending the same task id again, as after a lost reply, leaves one job."""
     eta = datetime(2100, 1, 1, tzinfo=UTC)
     for _ in range(2):
-        send(site, "a", eta=eta)
+        site.send("a", eta=eta)
     assert schedule.count() == len(schedule.list().jobs) == 1
 
 
@@ -178,7 +128,7 @@ def test_a_resent_message_waits_once(site: Site, schedule: Schedule) -> None:
 @pytest.mark.parametrize("count", [200_000, 1_000_000], ids=["200k", "1M"])
 def test_fast_however_many_wait(site: Site, schedule: Schedule, count: int) -> None:
     """With a million jobs of 900 apps waiting each steering call takes below 50 ms."""
-    send(site, "template", countdown=3600)
+    site.send("template", countdown=3600)
     record = site.redis.hget("posthog_jobs:waiting", "template")
     assert record
     start = int(time.time() * 1000) + 60_000

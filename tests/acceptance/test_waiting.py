@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from posthog_jobs.broker.schedule import Schedule
+from posthog_jobs.broker.transport.sending import Outcome
+from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server
 from tests.pace import Pace
-
-from .processes import until
+from tests.servers.processes import until
 
 if TYPE_CHECKING:
-    from .processes import Site
+    from tests.servers.processes import Site
 
 POOLS = ["solo", "threads", "prefork"]
 
@@ -203,3 +204,36 @@ def test_waiting_jobs_cost_a_worker_nothing(site: Site) -> None:
     app.send_task("run", args=["after"])
     until(lambda: "after" in site.noted())
     assert process.memory_info().rss - before < 2_000_000
+
+
+def test_steering(site: Site) -> None:
+    """What waits can be cancelled, moved, and run now; what does not is said to be unknown."""
+    schedule = Schedule(fixed_server(site.redis))
+    for name in "abc":
+        site.send(name, countdown=3600)
+    assert schedule.cancel("a") is Steered.CANCELLED
+    assert schedule.cancel("a") is Steered.UNKNOWN
+    moved = datetime(2101, 1, 1, tzinfo=UTC)
+    assert schedule.reschedule("b", moved) is Steered.RESCHEDULED
+    job = schedule.get("b")
+    assert job
+    assert job.due == moved
+    assert schedule.run_now("c") is Steered.QUEUED
+    assert schedule.run_now("c") is schedule.cancel("c") is Steered.PROMOTED
+    site.worker("solo")
+    until(lambda: site.noted() == ["c"])
+    assert schedule.reschedule("b", datetime(2020, 1, 1, tzinfo=UTC)) is Steered.QUEUED
+    until(lambda: site.noted() == ["c", "b"])
+
+
+def test_keys_debounce(site: Site) -> None:
+    """Under a key at most one job of an app waits: the last one, at its own time."""
+    schedule = Schedule(fixed_server(site.redis))
+    site.send("a", key="k", countdown=60)
+    site.send("other app", app_id="2", key="k", countdown=60)
+    assert site.send("b", key="k", countdown=120) == Outcome(status="replaced", id="b")
+    assert {job.id for job in schedule.list().jobs} == {"b", "other app"}
+    assert site.send("c", key="k") == Outcome(status="replaced", id="c")
+    site.worker("solo")
+    until(lambda: site.noted() == ["c"])
+    assert site.send("d", key="k", countdown=60) == Outcome(status="scheduled", id="d")

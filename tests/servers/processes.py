@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
+from celery import Celery
 
+from posthog_jobs.broker.transport import install
+from posthog_jobs.broker.transport.sending import Sending
 from tests.nodes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from posthog_jobs.broker.transport.sending import Outcome
 
 REPO = Path(__file__).parents[2]
 
@@ -109,7 +114,7 @@ class Worker:
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "celery", "-A", "tests.transport.tasks", "worker",
+                    sys.executable, "-m", "celery", "-A", "tests.servers.tasks", "worker",
                     "-P", pool, "-n", self.name, "-l", "info", "--without-mingle",
                     "--without-gossip", *args,
                 ],
@@ -164,10 +169,6 @@ class Site:
 
     def app(self, *, stock: bool = False, **options: Any) -> Any:
         """A producer in this process."""
-        from celery import Celery  # noqa: PLC0415 - keeps the process helpers light
-
-        from posthog_jobs.broker.transport import install  # noqa: PLC0415
-
         install()
         options = {**self.options, **options}
         if not stock:
@@ -180,6 +181,22 @@ class Site:
     def producer(self) -> Any:
         """The same producer each time."""
         return self.app()
+
+    def send(
+        self, name: str, *, app_id: str = "1", key: str | None = None, **kwargs: Any
+    ) -> Outcome | None:
+        """Send the task `run`, as jobs are sent; return what became of it in the schedule."""
+        headers = {"posthog_jobs_app": app_id, "posthog_jobs_key": key}
+        headers["posthog_jobs_if_waiting"] = kwargs.pop("if_waiting", None)
+        with Sending(name, 60) as message:
+            self.producer.send_task(
+                kwargs.pop("task", "run"),
+                args=[name],
+                task_id=name,
+                headers={k: v for k, v in headers.items() if v is not None},
+                **kwargs,
+            )
+        return message.outcome
 
     def let_go(self) -> None:
         """Let tasks named `hold` end, those too that start from now on."""

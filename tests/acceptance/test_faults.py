@@ -13,11 +13,10 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from tests.pace import Pace
-
-from .processes import until
+from tests.servers.processes import until
 
 if TYPE_CHECKING:
-    from .processes import Site, Worker
+    from tests.servers.processes import Site, Worker
 
 #: Seconds; in a shorter one a busy machine might let a worker rest.
 LEASE = 3

@@ -28,11 +28,10 @@ from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server
-
-from .processes import until
+from tests.servers.processes import until
 
 if TYPE_CHECKING:
-    from .processes import Site
+    from tests.servers.processes import Site
 
 QUEUES = ["celery", "celery\x06\x163", "other"]
 FAR = 3_600_000
