@@ -51,9 +51,8 @@ from posthog_jobs.worker.configuration import (
 )
 from posthog_jobs.worker.deliveries import Deliveries
 from posthog_jobs.worker.hook_tasks import HOOK_TASKS
-from posthog_jobs.worker.registry import JobRegistry
 from posthog_jobs.worker.runtime import Runtime
-from posthog_jobs.worker.tasks import DurableTask, JobTask
+from posthog_jobs.worker.tasks import DurableTask, JobRegistry, JobTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

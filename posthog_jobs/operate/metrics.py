@@ -25,7 +25,7 @@ from posthog_jobs.errors import (
     UnsupportedByBrokerError,
 )
 from posthog_jobs.worker.job_ends import Result
-from posthog_jobs.worker.requests import DiscreetRequest
+from posthog_jobs.worker.requests import JobRequest
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -218,7 +218,7 @@ class Metrics:
     def _in_flight(self) -> Metric:
         running: Tally[Pair] = Tally()
         for request in list(state.requests.values()):
-            if isinstance(request, DiscreetRequest):
+            if isinstance(request, JobRequest):
                 running[self._labels.of(*request.subject)] += 1
         return _by_job("in_flight", "Jobs that this worker has and that have not ended.", running)
 

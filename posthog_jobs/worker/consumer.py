@@ -30,12 +30,9 @@ from posthog_jobs.errors import (
     PostHogJobsError,
     UnsupportedByBrokerError,
 )
-from posthog_jobs.worker import job_log
-from posthog_jobs.worker.limits import unlimited_jobs
-from posthog_jobs.worker.pools import can_cancel, confirm, leave_behind, recall, report_failures
-from posthog_jobs.worker.request import has_request
-from posthog_jobs.worker.requests import keep
-from posthog_jobs.worker.strategies import JobStrategies
+from posthog_jobs.worker import job_ends
+from posthog_jobs.worker.pools import can_cancel, confirm, leave_behind, recall, unlimited_jobs
+from posthog_jobs.worker.requests import has_request, keep, report_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +67,29 @@ class Metrics(Protocol):
         """Serve the metrics from now on, if they are not yet."""
 
 
+class JobStrategies(dict[str, Any]):
+    """Task name → what the consumer does with its messages, made on first sight."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        super().__init__()
+        self._consumer = consumer
+
+    def __missing__(self, name: str) -> Callable[..., Any]:
+        """Return the strategy of a task that the worker has not met.
+
+        Raises:
+            celery.exceptions.NotRegistered: a KeyError; the name is not a job's.
+        """
+        consumer = self._consumer
+        tasks = consumer.app.tasks
+        task = tasks[name]
+        consumer.task_buckets[name] = consumer.bucket_for_task(task)
+        strategy: Callable[..., Any] = task.start_strategy(consumer.app, consumer)
+        if name in tasks:
+            self[name] = strategy
+        return strategy
+
+
 class JobConsumer(Consumer):
     """Celery's consumer, for which a job is known as soon as its app is installed."""
 
@@ -83,7 +103,7 @@ class JobConsumer(Consumer):
         self._warned: set[str] = set()
         self._loop_thread: int | None = None
         super().__init__(*args, **kwargs)
-        job_log.replace_celerys()
+        job_ends.replace_celerys()
         self._metrics: Metrics | None = self.app.count_metrics(self._queue_lists)
 
     def Strategies(self) -> JobStrategies:  # noqa: N802  # Celery's name for the factory

@@ -1,13 +1,18 @@
-"""How a job ended: one value for whoever is told, such as the log and the metrics."""
+"""How a job ended: one value for the metrics, and one line in the log, in place of Celery's two."""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+import warnings
 from dataclasses import dataclass
 from enum import Enum
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.exceptions import (
+    CPendingDeprecationWarning,
     Ignore,
     NotRegistered,
     Reject,
@@ -21,12 +26,18 @@ from celery.exceptions import (
 from posthog_jobs import errors
 from posthog_jobs.broker.envelope import DUE_HEADER, SENT_HEADER
 from posthog_jobs.broker.failure import Reason
+from posthog_jobs.jobs.running import extra, logger_with_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from posthog_jobs.worker.requests import DiscreetRequest
+logger: Final = logger_with_fields("posthog_jobs.jobs")
 
+_LINE: Final = "job=%s app=%s app_id=%s id=%s attempt=%d lateness=%s duration=%s result=%s"
+
+_PLAIN_WORD: Final = re.compile(r"[\w.:@/+-]+")
+_LONGEST_WORD: Final = 300
 
 #: No due time is later, in ms since the epoch: the year 9999 is over.
 _LAST_MS: Final = 253_402_300_800_000
@@ -48,6 +59,16 @@ class Result(Enum):
     REVOKED = "revoked"
     #: The process that ran it died; it is delivered again.
     LOST = "lost"
+
+
+#: A failure is Celery's own ERROR already, with its traceback.
+_LEVELS: Final = {
+    Result.SUCCEEDED: logging.INFO,
+    Result.RETRIED: logging.INFO,
+    Result.REVOKED: logging.INFO,
+    Result.FAILED: logging.WARNING,
+    Result.LOST: logging.WARNING,
+}
 
 
 class SentAgain(Ignore):
@@ -91,49 +112,39 @@ class JobEnd:
     reason: Reason | None = None
     delay: float | None = None
 
-    @classmethod
-    def of(
-        cls,
-        request: DiscreetRequest,
-        result: Result,
-        reason: Reason | None,
-        delay: float | None,
-        duration: float | None,
-    ) -> JobEnd:
-        """Describe the end of a request.
 
-        Args:
-            request: what has ended; its message may hold anything.
-            result: what became of it.
-            reason: why it is kept as failed.
-            delay: seconds until a retry is due.
-            duration: seconds that it ran, if that is known; else it has ended just now.
-        """
-        headers, start = request.request_dict, request.time_start
-        if duration is None and start is not None:
-            duration = time() - start
-        due = _due(headers.get(DUE_HEADER, headers.get(SENT_HEADER)), request.eta)
-        retries = headers.get("retries")
-        app, job = request.subject
-        return cls(
-            app_id=request.app_id,
-            app=app,
-            job=job,
-            id=request.id,
-            attempt=1 + (retries if isinstance(retries, int) else 0),
-            # the due time is by Redis' clock, or its sender's, and the start by this machine's
-            lateness=None if start is None or due is None else max(0.0, start - due),
-            duration=duration,
-            result=result,
-            reason=reason,
-            delay=delay,
-        )
+def tell(
+    headers: Mapping[str, Any],
+    eta: datetime | None,
+    start: float | None,
+    listener: Callable[[JobEnd], object] | None,
+    **facts: Any,
+) -> None:
+    """Tell the log, and a listener, that a delivery has ended just now.
 
-
-def _due(milliseconds: object, eta: datetime | None) -> float | None:
-    if isinstance(milliseconds, int) and abs(milliseconds) < _LAST_MS:
-        return milliseconds / 1000
-    return None if eta is None else eta.timestamp()  # as RabbitMQ brings it
+    Args:
+        headers: its message's, which may hold anything.
+        eta: when it was due, where its headers do not say.
+        start: when it started, in seconds since the epoch; None if it did not.
+        listener: who is told beside the log.
+        facts: what else a `JobEnd` has.
+    """
+    due = headers.get(DUE_HEADER, headers.get(SENT_HEADER))
+    if isinstance(due, int) and abs(due) < _LAST_MS:
+        due /= 1000
+    else:
+        due = None if eta is None else eta.timestamp()  # as RabbitMQ brings it
+    retries = headers.get("retries")
+    end = JobEnd(
+        attempt=1 + (retries if isinstance(retries, int) else 0),
+        # the due time is by Redis' clock, or its sender's, and the start by this machine's
+        lateness=None if start is None or due is None else max(0.0, start - due),
+        duration=None if start is None else time() - start,
+        **facts,
+    )
+    write(end)
+    if listener is not None:
+        listener(end)
 
 
 def result_of(error: BaseException) -> tuple[Result, Reason | None, float | None]:
@@ -175,3 +186,87 @@ def reason_of(error: BaseException) -> Reason:
         if isinstance(error, kind):
             return reason
     return Reason.EXCEPTION
+
+
+def is_logged(result: Result) -> bool:
+    """Tell whether the log has a line for a job that ended so, by the worker's log level."""
+    return logger.isEnabledFor(_LEVELS[result])
+
+
+def write(end: JobEnd) -> None:
+    """Log the end of a job.
+
+    What the line says is also in the record, for formatters that write JSON: as attributes, named
+    as in the line but for `task_id`.
+    """
+    level = _LEVELS[end.result]
+    if not logger.isEnabledFor(level):
+        return
+    result = end.result.value
+    fields = {
+        "job": end.job,
+        "app": end.app,
+        "app_id": end.app_id,
+        "task_id": end.id,
+        "attempt": end.attempt,
+        "lateness": end.lateness,
+        "duration": end.duration,
+        "result": result,
+    }
+    more = ""
+    if end.reason is not None:
+        fields["reason"] = reason = end.reason.value
+        more = f" reason={_word(reason)}"
+    elif end.delay is not None:
+        fields["delay"] = end.delay
+        more = f" delay={end.delay:g}"
+    logger.log(
+        level,
+        _LINE,
+        end.job,
+        end.app or "-",
+        _word(end.app_id),
+        _word(end.id),
+        end.attempt,
+        _seconds(end.lateness),
+        _seconds(end.duration),
+        result + more,
+        extra=extra(fields),
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _word(text: str) -> str:
+    """Return a text as one word, which no message of a stranger can make two lines of."""
+    if _PLAIN_WORD.fullmatch(text):
+        return text
+    return json.dumps(text[:_LONGEST_WORD]) if text else "-"
+
+
+class _CelerysLines(logging.Filter):
+    """Drops what Celery says of our tasks when they are received, and when they end well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record pass, unless our own line says the same; a result stays in its line."""
+        data = getattr(record, "data", None)
+        if record.levelno > logging.INFO or not isinstance(data, dict):
+            return True
+        result = data.get("return_value")
+        if isinstance(result, str) and not result.isprintable():
+            # what a stranger had one of Celery's own tasks return; these are the line's arguments
+            data["return_value"] = ascii(result)[1:-1]
+        return not str(data.get("name")).startswith("posthog_jobs.")
+
+
+_celerys_lines: Final = _CelerysLines()
+
+
+def replace_celerys() -> None:
+    """Leave out Celery's INFO lines about our tasks, and a warning; any number of times."""
+    # of what Celery may do with running jobs once the connection is lost; ours stay on their lease
+    warnings.filterwarnings("ignore", r"\s*In Celery 5\.1", CPendingDeprecationWarning)
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).addFilter(_celerys_lines)

@@ -1,4 +1,4 @@
-"""What a worker needs of its pool: what it has not begun, how it tells of a failure, its end."""
+"""What Celery leaves open about pools: what one has not begun, its end, and time limits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from queue import Empty
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.concurrency.thread import TaskPool as ThreadPool
-from celery.utils.log import get_logger
 from celery.worker import state
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from posthog_jobs.broker.envelope import task_name
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from posthog_jobs.apps.installation import Installation
 
 #: Seconds that a child may take to confirm, and a thread to begin. A child is idle when it is
 #: handed a job, unless the worker runs with `-O fast`.
@@ -109,28 +109,6 @@ def can_cancel(pool: BasePool) -> bool:
     return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job
 
 
-def report_failures(pool: BasePool) -> None:
-    """Have a pool hand what Celery's tracer raises to the request, as one of processes does.
-
-    Else a pool of threads forgets it, and the request never ends; solo raises it in the consumer.
-    """
-    if pool.uses_semaphore:  # it is one of processes
-        return
-    on_apply = pool.on_apply
-
-    def apply(target: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        def trace(name: str, task_id: str, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return target(name, task_id, *args, **kwargs)
-            except Exception:
-                logger.exception("Task %s ran, and its end failed", task_id)
-                return True, ExceptionInfo(), 0.0  # failed, why, and the runtime
-
-        return on_apply(trace, *args, **options)
-
-    pool.on_apply = apply
-
-
 def leave_behind(pool: BasePool) -> None:
     """See to it that this process does not wait, at its end, for what the pool's threads run."""
     if not isinstance(pool, ThreadPool):
@@ -142,3 +120,28 @@ def leave_behind(pool: BasePool) -> None:
 
     # called last in, first out, so before the call that waits for a pool's threads
     threading._register_atexit(end)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def unlimited_jobs(installations: Iterable[Installation], pool: str) -> dict[str, str]:
+    """Return the jobs whose time limit a pool cannot keep, each with a sentence that says so.
+
+    Args:
+        installations: who is installed.
+        pool: the module of the worker's pool.
+
+    Returns:
+        Task name → warning.
+    """
+    if pool == "celery.concurrency.prefork":
+        return {}
+    name = {"thread": "threads"}.get(pool.rpartition(".")[2], pool.rpartition(".")[2])
+    return {
+        task_name(installation.definition.name, job.name): (
+            f"job {job.name!r} of app {installation.definition.name!r} has time_limit="
+            f"{job.time_limit:g}, which the pool {name} cannot keep for a sync function: it runs "
+            "on. Make it async, or run the worker with --pool prefork"
+        )
+        for installation in installations
+        for job in installation.definition.jobs.values()
+        if job.time_limit is not None and not job.is_async
+    }

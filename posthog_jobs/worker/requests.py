@@ -1,44 +1,114 @@
-"""The requests of a Celery worker: a job that failed is kept, and no payload is shown."""
+"""The requests of a Celery worker: what is not a task's is refused, and what failed is kept.
+
+Anybody may have written a message, and nearly every one is valid: so the looks at it are cheap.
+"""
 
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from datetime import MAXYEAR, MINYEAR
+from inspect import signature
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
 
-from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import Celery, Task
+from celery.app.task import Context
+from celery.exceptions import (
+    Ignore,
+    InvalidTaskError,
+    Reject,
+    Retry,
+    Terminated,
+    TimeLimitExceeded,
+)
 from celery.utils.log import get_logger
+from celery.worker import request as celerys
+from kombu import Producer
 
-from posthog_jobs.broker.envelope import APP_HEADER
-from posthog_jobs.broker.failure import FailedJob
+from posthog_jobs.broker.envelope import APP_HEADER, DUE_HEADER
+from posthog_jobs.broker.failure import FailedJob, is_word
+from posthog_jobs.jobs.due import LAST_DUE
 from posthog_jobs.redaction import showable
-from posthog_jobs.worker import job_log
-from posthog_jobs.worker.job_ends import JobEnd, Result, reason_of, result_of
+from posthog_jobs.worker import job_ends
+from posthog_jobs.worker.job_ends import Result
 from posthog_jobs.worker.pools import can_cancel
-from posthog_jobs.worker.request import Request
-from posthog_jobs.worker.validation import check_job, check_task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from celery.concurrency.base import BasePool
+
+    from posthog_jobs.broker.broker import Broker
     from posthog_jobs.broker.failure import Reason
-    from posthog_jobs.celery import PostHogJobs
 
 logger = get_logger(__name__)
 
-#: What a task raises, or is ended by, that is no failure of it.
+#: The headers that Celery's tasks have as attributes of `self.request`, or not at all.
+_CELERYS: Final = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
+
+#: What a task raises, or is ended by, that is not a failure of it.
 _NO_FAILURES: Final = (Ignore, Reject, Retry, Terminated)
 
-#: What logs and Flower may show of a job's arguments; see `durable_task.describe`.
+#: What logs and Flower may show of a job's arguments; see `broker.envelope.describe`.
 _DESCRIPTION: Final = re.compile(
     r"\((?:'[\w.-]{0,100}',(?: (?:<\d{1,15} bytes>|\d{1,15}))?|<\d{1,15} bytes>)\)", re.ASCII
 )
 
+#: Nearly every id and name; `is_word` knows of others.
+_PLAIN_WORD: Final = re.compile(r"[\w.-]{1,100}", re.ASCII)
+
+#: What a message may say beside the arguments, and of what type; None is always allowed.
+_EMBEDDED: Final = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
+_NOTHING: Final = dict.fromkeys(_EMBEDDED)
+
+#: What a task that is named there says beside its name, and of what type.
+_SIGNATURE: Final = {"args": list, "kwargs": dict, "options": dict}
+
+#: Headers that say what they are meant to by one type alone, or are None.
+_TYPES: Final = (
+    ("argsrepr", str),
+    ("kwargsrepr", str),
+    ("headers", dict),
+    ("stamps", dict),
+    ("stamped_headers", list),
+)
+
+#: The time limits, hard and soft, of nearly every message.
+_NO_LIMITS: Final = ([None, None], (None, None))
+
+#: The longest time limit, in seconds, and the most retries that a message may say.
+_LONGEST_LIMIT: Final = 10**9
+_MOST_RETRIES: Final = 10**9
+
+#: The latest moment, in ms since the epoch.
+_LAST_DUE: Final = LAST_DUE.timestamp() * 1000
+
+#: How the names of our own tasks begin.
+_OURS: Final = "posthog_jobs."
+
+#: What decides where and how a task is sent: no stamp of a message may be named so.
+_OPTIONS: Final = {
+    *signature(Celery.send_task).parameters,
+    *signature(Task.apply_async).parameters,
+    *signature(Producer.publish).parameters,
+    *Context().as_execution_options(),
+    *("queue", "argsrepr", "kwargsrepr", "ignore_result", "stamped_headers"),
+}
+
+
+class App(Protocol):
+    """What keeping a failed message takes of the Celery app."""
+
+    @property
+    def broker(self) -> Broker:
+        """The broker."""
+
 
 def keep(  # noqa: PLR0913  # keyword-only facts about one failure
-    app: PostHogJobs,
+    app: App,
     message: Any,
     reason: Reason,
     error: BaseException,
@@ -85,40 +155,87 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
     return failure.id
 
 
-class KeepingRequest(Request):
-    """A request that is kept as failed where Celery acknowledges a failure."""
+def report_failures(pool: BasePool) -> None:
+    """Have a pool hand what Celery's tracer raises to the request, as one of processes does.
 
-    _failure: tuple[BaseException, str] | None = None
+    Else a pool of threads forgets it, and the request never ends; solo raises it in the consumer.
+    """
+    if pool.uses_semaphore:  # it is one of processes
+        return
+    on_apply = pool.on_apply
 
-    def _take_in(self) -> None:
-        """Take in the message.
+    def apply(target: Callable[..., Any], *args: Any, callback: Any, **options: Any) -> Any:
+        message = callback.__self__.message
+
+        def trace(name: str, task_id: str, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return target(name, task_id, *args, **kwargs)
+            except Exception:
+                logger.exception("Task %s ran, and its end failed", task_id)
+                return True, ExceptionInfo(), 0.0  # failed, why, and the runtime
+            finally:
+                # the event loop may be putting back what does not run, and this is its thread's end
+                message.is_ending = True
+
+        return on_apply(trace, *args, callback=callback, **options)
+
+    pool.on_apply = apply
+
+
+def has_request(message: Any) -> bool:
+    """Tell whether a message, also one of RabbitMQ's, was read, and a request made of it."""
+    return getattr(message, "is_requested", False)
+
+
+class Request(celerys.Request):
+    """A task's request: refused if it is not valid, and kept as failed where its failure is.
+
+    Celery decodes a message's body when it arrives, and once more where the task runs; this one
+    hands the pool what it has decoded. What the task gets is the same: arguments that
+    `self.request.args` shares, and the headers of its own in `self.request.headers`, for which
+    Celery looks in a longer way.
+    """
+
+    #: What has ended the task, and where that was raised, while that is being dealt with.
+    _cause: tuple[BaseException, str] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take in a message.
 
         Raises:
-            InvalidTaskError: its shape would end the consumer, or hang in the pool.
+            InvalidTaskError: it would end the consumer, or hang in the pool.
         """
-        super()._take_in()
-        check_task(self)
+        super().__init__(*args, **kwargs)
+        if not self._decoded:
+            self._body = self._message.payload
+            self._content_type = self._content_encoding = None
+        headers = self._request_dict
+        if headers.get("headers") is None:
+            headers["headers"] = {name: headers[name] for name in headers.keys() - _CELERYS} or None
+        _check_task(self)
+        self._take_in()
+        self._message.is_requested = True
+
+    def _take_in(self) -> None:
+        """Take in what only our own tasks' messages have."""
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
         """Handle what a task raised, as Celery does."""
-        error = _raised(exc_info)
-        if not isinstance(error, _NO_FAILURES):
-            self._failure = (error, exc_info.traceback)
-        try:
+        error: BaseException = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):  # by which a pool's process sends it
+            error = error.exc
+        with self._ended_by(error, exc_info.traceback):
             return super().on_failure(exc_info, send_failed_event, return_ok)
-        finally:
-            self._failure = None
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Handle a time limit, as Celery does; the hard one ends the job."""
-        if not soft:
-            self._failure = (TimeLimitExceeded(timeout), "")
-        try:
+        if soft:
             super().on_timeout(soft, timeout)
-        finally:
-            self._failure = None
+            return
+        with self._ended_by(TimeLimitExceeded(timeout)):
+            super().on_timeout(soft, timeout)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """End the task; one that has not begun, and was revoked with that, ends when it does."""
@@ -127,18 +244,19 @@ class KeepingRequest(Request):
 
     def acknowledge(self) -> None:
         """Acknowledge the message: let it go, or let it be kept as failed."""
-        if self._failure is not None and not self.acknowledged:
-            error, traceback = self._failure
-            keep(
-                self.app,
-                self.message,
-                reason_of(error),
-                error,
-                worker=self.hostname,
-                traceback=traceback,
-                started=self.time_start,
-                headers=self._headers(),
-            )
+        if self._cause is not None and not self.acknowledged:
+            error, traceback = self._cause
+            if not isinstance(error, _NO_FAILURES):
+                keep(
+                    self.app,
+                    self.message,
+                    job_ends.reason_of(error),
+                    error,
+                    worker=self.hostname,
+                    traceback=traceback,
+                    started=self.time_start,
+                    headers=self._headers(),
+                )
         super().acknowledge()
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name for it
@@ -156,69 +274,66 @@ class KeepingRequest(Request):
             },
         )
 
+    @contextmanager
+    def _ended_by(self, error: BaseException, traceback: str = "") -> Iterator[None]:
+        before, self._cause = self._cause, (error, traceback)
+        try:
+            yield
+        finally:
+            self._cause = before
+            self._tell(error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        """Tell that this delivery has ended, and by what."""
+
     def _headers(self) -> dict[str, Any]:
         """Return what the message's headers may lack."""
         return {}
 
+    def _announce_revoked(self, *args: Any) -> None:
+        with self._ended_by(Ignore()):
+            super()._announce_revoked(*args)
+
     def _retry_worker_lost(self, *args: Any) -> Any:
-        failure, self._failure = self._failure, None  # what is run again has not failed
+        cause, self._cause = self._cause, None  # what is run again has not failed
         retried = super()._retry_worker_lost(*args)
         if not retried:
-            self._failure = failure
+            self._cause = cause
         return retried
 
 
-class DiscreetRequest(KeepingRequest):
-    """A job's request: `inspect` and Flower see the size of its payload, and not the contents.
+class JobRequest(Request):
+    """A request of one of our own tasks: `inspect` and Flower see the size of its payload alone.
 
     Its message names no other task, keeps no result, and is sent again only to where it came from.
+
+    Attributes:
+        app_id: the installation that it is for; empty if it is for none.
     """
 
+    app_id: str
+    time_limits: tuple[float | None, float | None]
     _told = False
 
     def _take_in(self) -> None:
-        super()._take_in()
-        check_job(self)
+        self.app_id = _check_job(self)
+        task = self.task
         if not _DESCRIPTION.fullmatch(self.argsrepr or "") or self.kwargsrepr != "{}":
             # a stock producer's quote the payload
-            described = {"argsrepr": self.task.describe(self.args), "kwargsrepr": "{}"}
+            described = {"argsrepr": task.describe(self.args), "kwargsrepr": "{}"}
             self._argsrepr, self._kwargsrepr = described.values()
             self.request_dict.update(described)
         self._ignore_result = self.request_dict["ignore_result"] = True
+        # not a part of the message, so that who sends it need not have the job's code
+        hard, soft = self.time_limits
+        if task.limits_jobs and hard is None:
+            self.time_limits = task.time_limit_of(self.app_id), soft
 
-    def __init_subclass__(cls) -> None:
-        """Keep `on_success`: Celery makes a class for each task, with a shorter one of its own."""
-        super().__init_subclass__()
-        if cls.__module__ == "celery.worker.request" and "on_success" in vars(cls):
-            del cls.on_success
-
-    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> None:
-        """Handle that the task returned, or raised, as Celery does; then tell."""
-        # a thread tells this while the event loop may be putting back what does not run
-        self._message.is_ending = True
-        failed, _, runtime = failed__retval__runtime
-        super().on_success(failed__retval__runtime, **kwargs)
-        if not failed:
-            self._tell(Result.SUCCEEDED, duration=runtime)
-
-    def on_failure(
-        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
-    ) -> Any:
-        """Handle what a task raised, as Celery does; then tell."""
-        try:
-            return super().on_failure(exc_info, send_failed_event, return_ok)
-        finally:
-            self._tell(*result_of(_raised(exc_info)))
-
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Handle a time limit, as Celery does; then tell."""
-        super().on_timeout(soft, timeout)
-        if not soft:
-            self._tell(*result_of(TimeLimitExceeded(timeout)))
-
-    def _announce_revoked(self, *args: Any) -> None:
-        super()._announce_revoked(*args)
-        self._tell(Result.REVOKED)
+    def acknowledge(self) -> None:
+        """Acknowledge the message; what nothing else has ended has run to its end."""
+        super().acknowledge()
+        if self._cause is None:
+            self._tell(None)
 
     def info(self, safe: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return what the request is about, with its arguments described."""
@@ -226,38 +341,38 @@ class DiscreetRequest(KeepingRequest):
         return info
 
     @property
-    def app_id(self) -> str:
-        """The installation that it is for; empty if it is for none."""
-        app_id = self._headers().get(APP_HEADER) if self.args else None
-        return app_id if isinstance(app_id, str) else ""
-
-    @property
     def subject(self) -> tuple[str, str]:
         """The names of app and job that logs and metrics have."""
         task = self.task
         if task.job_name is not None:
             return task.app_name, task.job_name
-        app_id = self.app_id
-        return self.app.runtime.app_name(app_id) if app_id else "", task.name
+        return self.app.runtime.app_name(self.app_id) if self.app_id else "", task.name
 
-    def _tell(
-        self,
-        result: Result,
-        reason: Reason | None = None,
-        delay: float | None = None,
-        duration: float | None = None,
-    ) -> None:
+    def _tell(self, error: BaseException | None) -> None:
         """Tell the log, and the metrics if there are any, that this delivery has ended; once."""
         if self._told:
             return
         self._told = True
         listener = self.app.on_job_end
-        if listener is None and not job_log.wants(result):
+        result, reason, delay = (
+            (Result.SUCCEEDED, None, None) if error is None else job_ends.result_of(error)
+        )
+        if listener is None and not job_ends.is_logged(result):
             return
-        end = JobEnd.of(self, result, reason, delay, duration)
-        job_log.write(end)
-        if listener is not None:
-            listener(end)
+        app, job = self.subject
+        job_ends.tell(
+            self.request_dict,
+            self.eta,
+            self.time_start,
+            listener,
+            app_id=self.app_id,
+            app=app,
+            job=job,
+            id=self.id,
+            result=result,
+            reason=reason,
+            delay=delay,
+        )
 
     def _headers(self) -> dict[str, Any]:
         # a stock producer does not set ours
@@ -265,23 +380,99 @@ class DiscreetRequest(KeepingRequest):
         return headers
 
 
-def _raised(exc_info: Any) -> BaseException:
-    """Return what a task raised; a pool's process wraps it."""
-    error: BaseException = exc_info.exception
-    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+def _check_task(request: Request) -> None:
+    """Refuse a message that would end the consumer, hang in the pool, or forge a line of a log.
 
-
-class LimitedRequest(DiscreetRequest):
-    """A request that has the time limit which its job has in this worker's code.
-
-    The limit is no part of the message, so that who sends it need not have that code.
+    Raises:
+        InvalidTaskError: it is such a one.
     """
+    headers, name, limits = request.request_dict, request.name, request.time_limits
+    if not _is_word(request.id) or not _is_word(name):
+        raise InvalidTaskError("the id or the name cannot be written into a log")
+    if name != request.type and name.startswith(_OURS):
+        raise InvalidTaskError("its shadow is the name of a job")
+    if type(request.args) not in (list, tuple) or type(request.kwargs) is not dict:
+        raise InvalidTaskError("the arguments are of the wrong type")
+    if limits not in _NO_LIMITS and not _are_limits(limits):
+        raise InvalidTaskError("the time limits are of the wrong type")
+    retries = headers.get("retries")
+    if retries and not (type(retries) is int and 0 < retries <= _MOST_RETRIES):
+        raise InvalidTaskError("the retries cannot be counted")
+    for header, kind in _TYPES:
+        if (value := headers.get(header)) is not None and type(value) is not kind:
+            raise InvalidTaskError(f"the header {header} is of the wrong type")
+    if (stamped := headers.get("stamped_headers")) and not all(map(is_word, stamped)):
+        raise InvalidTaskError("the stamps are of the wrong type")
+    # in UTC it may be in no year at all; Celery would drop the message
+    if (eta := request.eta) is not None and eta.year in (MINYEAR, MAXYEAR):
+        raise InvalidTaskError("it is due at no time")
+    _check_embedded(request.body[2], request.message.headers)
 
-    time_limits: tuple[float | None, float | None]
 
-    def _take_in(self) -> None:
-        super()._take_in()
-        hard, soft = self.time_limits
-        if hard is None and self.args:
-            limit = self.app.runtime.pool_limit(self.args[0], self.task.job_name)
-            self.time_limits = (limit, soft)
+def _check_job(request: Request) -> str:
+    """Refuse a message of ours that would run, or be sent, otherwise than ours are.
+
+    Returns:
+        The installation that it is for; empty if it is for none.
+
+    Raises:
+        InvalidTaskError: it is such a one.
+    """
+    task, headers, args = request.task, request.request_dict, request.args
+    if (due := headers.get(DUE_HEADER)) and not _is_number(due, _LAST_DUE):
+        raise InvalidTaskError("it was due at no time")
+    if not task.accepts(args, request.kwargs):
+        raise InvalidTaskError(f"the arguments are not those of {task.name}")
+    app_id = task.headers_of(args).get(APP_HEADER)
+    if headers.get(APP_HEADER, app_id) != app_id or not (app_id is None or _is_word(app_id)):
+        raise InvalidTaskError("it is not an app id, or the headers have another one")
+    embed = request.body[2]
+    if (embed and embed != _NOTHING and any(map(embed.get, _EMBEDDED))) or (
+        not _EMBEDDED.keys().isdisjoint(headers) and any(map(headers.get, _EMBEDDED))
+    ):
+        raise InvalidTaskError("a job's message can name no other tasks to run")
+    if (stamped := headers.get("stamped_headers")) and not _OPTIONS.isdisjoint(stamped):
+        raise InvalidTaskError("a stamp has the name of an option")
+    return app_id or ""
+
+
+def _check_embedded(embed: Any, outside: dict[str, Any]) -> None:
+    if not _EMBEDDED.keys().isdisjoint(outside) and any(map(outside.get, _EMBEDDED)):
+        raise InvalidTaskError("the callbacks stand where Celery would not put them")
+    if not embed or embed == _NOTHING:
+        return
+    if not isinstance(embed, dict):
+        raise InvalidTaskError("the callbacks are not an object")
+    for name, value in embed.items():  # all of them None, but for a canvas
+        # another name would become one of the request's own attributes
+        if not isinstance(value, _EMBEDDED.get(name, type(None)) | None):
+            raise InvalidTaskError("the callbacks are of the wrong type")
+        signatures: Any = value if isinstance(value, list) else filter(None, [value])
+        if not all(map(_is_signature, signatures)):
+            raise InvalidTaskError("a callback is not a task")
+
+
+def _is_signature(value: Any) -> bool:
+    # Celery would find that out once the task has run, and is acknowledged
+    return (
+        isinstance(value, dict)
+        and is_word(value.get("task"))
+        and all(isinstance(value.get(name, kind()), kind) for name, kind in _SIGNATURE.items())
+    )
+
+
+def _is_word(value: object) -> bool:
+    # spares nearly every message three calls
+    return isinstance(value, str) and (_PLAIN_WORD.fullmatch(value) is not None or is_word(value))
+
+
+def _are_limits(limits: object) -> bool:
+    return (
+        isinstance(limits, (list, tuple))
+        and len(limits) == 2  # noqa: PLR2004  # hard and soft
+        and all(limit is None or _is_number(limit, _LONGEST_LIMIT) for limit in limits)
+    )
+
+
+def _is_number(value: object, most: float) -> bool:
+    return type(value) in (int, float) and 0 <= value <= most  # type: ignore[operator]

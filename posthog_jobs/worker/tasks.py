@@ -1,14 +1,16 @@
-"""The task of a job, and the one that all of ours are: its message stays until it has run."""
+"""The task of a job, the one that all of ours are, and how a task is found by its name."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from celery import Task
+from celery.app.registry import TaskRegistry
 from celery.app.trace import build_tracer
 from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from celery.app.task import Context
+    from celery.worker.consumer import Consumer
 
     from posthog_jobs.jobs.execution import ReadyJob
     from posthog_jobs.jobs.retry import Policy
@@ -100,14 +103,14 @@ class _WithoutResults:
 class PlainTask(Task):
     """Any other Celery task of the app; it is kept as failed where it is acknowledged late."""
 
-    Request = "posthog_jobs.worker.requests:KeepingRequest"
+    Request = "posthog_jobs.worker.requests:Request"
     abstract = True
 
 
 class DurableTask(Task):
     """A task whose message stays on the broker until it has run, and shows no contents."""
 
-    Request = "posthog_jobs.worker.requests:DiscreetRequest"
+    Request = "posthog_jobs.worker.requests:JobRequest"
     abstract = True
     acks_late = True
     acks_on_failure = True  # which is how a failed one is kept
@@ -121,6 +124,8 @@ class DurableTask(Task):
     app_name: str | None = None
     job_name: str | None = None
     max_retries = None  # the retry policies count
+    #: Whether the pool can keep the time limits that jobs have in this worker's code.
+    limits_jobs = False
     _trace: Any = None
 
     #: What it takes, for who sends it by its name.
@@ -371,7 +376,6 @@ class DurableTask(Task):
 class JobTask(DurableTask):
     """One exported job. Which function it calls is looked up when it runs, by app id."""
 
-    Request = "posthog_jobs.worker.requests:LimitedRequest"
     abstract = True
     app_name: str
     job_name: str
@@ -379,6 +383,16 @@ class JobTask(DurableTask):
         'the app id and then the payload, if there is one, as args: ["teapot", {"url": "x"}]; '
         "there are no kwargs"
     )
+
+    def start_strategy(self, app: Celery, consumer: Consumer, **options: Any) -> Any:
+        """Return what a consumer does with the task's messages."""
+        self.limits_jobs = consumer.pool.uses_semaphore  # as processes do, which can be ended
+        return super().start_strategy(app, consumer, **options)
+
+    def time_limit_of(self, app_id: str) -> float | None:
+        """Return the seconds after which the pool must end the job; None if it need not."""
+        seconds: float | None = self.app.runtime.pool_limit(app_id, self.job_name)
+        return seconds
 
     def ready(self, app_id: str, payload: object = ABSENT) -> ReadyJob:
         """Return what runs the job here, with its app set up."""
@@ -415,3 +429,29 @@ def _delivery(request: Context) -> Delivery:
         due=due,
         key=headers.get(KEY_HEADER) or headers.get(KEPT_KEY_HEADER),
     )
+
+
+_JOB_TASK: Final = re.compile(
+    r"posthog_jobs\.(?P<app>[A-Za-z_][A-Za-z0-9_-]{0,199})\.(?P<job>[A-Za-z_][A-Za-z0-9_]{0,199})\Z"
+)
+
+
+class JobRegistry(TaskRegistry):
+    """Finds the task of a job's name when it is first met, in whichever process that is.
+
+    Also a job that no installed app exports gets a task, which keeps the message until one does;
+    such a task is not kept, so that messages cannot fill the registry.
+    """
+
+    app: Celery
+
+    def __missing__(self, name: object) -> Task:
+        match = _JOB_TASK.match(name) if isinstance(name, str) else None
+        if match is None:
+            raise self.NotRegistered(name)
+        names = {"name": name, "app_name": match["app"], "job_name": match["job"]}
+        task = type("JobTask", (JobTask,), {"__module__": __name__, **names})()
+        task.bind(self.app)
+        if self.app.runtime.is_exported(match["app"], match["job"]):
+            self[name] = task
+        return task

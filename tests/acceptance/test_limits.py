@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.broker.failure import Reason
-from posthog_jobs.worker.limits import unlimited_jobs
+from posthog_jobs.worker.pools import unlimited_jobs
 from tests.nodes import poll
 from tests.notes import notes, wait_for
 

@@ -31,7 +31,7 @@ app.conf.update(
     **json.loads(os.environ.get("TEST_CONF", "{}")),
 )
 if OURS:
-    app.Task.Request = "posthog_jobs.worker.request:Request"
+    app.Task.Request = "posthog_jobs.worker.requests:Request"
 
 _notes: redis.Redis | None = None
 

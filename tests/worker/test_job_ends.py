@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.errors import AppDisabledError, RetriesExhaustedError
-from posthog_jobs.worker import job_log
+from posthog_jobs.worker import job_ends
 from posthog_jobs.worker.job_ends import JobEnd, Result, SentAgain, result_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_the_line(
     """Log: key=value, in one order; what is no plain word is quoted as JSON."""
     caplog.set_level("INFO", "posthog_jobs.jobs")
 
-    job_log.write(end(**fields))
+    job_ends.write(end(**fields))
 
     (record,) = caplog.records
     assert record.levelname == level
@@ -105,18 +105,21 @@ def test_the_line(
 def test_the_level_decides(caplog: pytest.LogCaptureFixture) -> None:
     """Log: by the worker's log level there is a line for what failed alone, or for all."""
     caplog.set_level("WARNING", "posthog_jobs.jobs")
-    job_log.write(end())
-    job_log.write(end(result=Result.FAILED, reason=Reason.EXCEPTION))
+    job_ends.write(end())
+    job_ends.write(end(result=Result.FAILED, reason=Reason.EXCEPTION))
 
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert [job_log.wants(result) for result in (Result.SUCCEEDED, Result.LOST)] == [False, True]
+    assert [job_ends.is_logged(result) for result in (Result.SUCCEEDED, Result.LOST)] == [
+        False,
+        True,
+    ]
 
 
 def test_the_record_has_the_fields(caplog: pytest.LogCaptureFixture) -> None:
     """Log: formatters that write JSON find each field, as a number where it is one."""
     caplog.set_level("INFO", "posthog_jobs.jobs")
 
-    job_log.write(end(result=Result.FAILED, reason=Reason.EXCEPTION))
+    job_ends.write(end(result=Result.FAILED, reason=Reason.EXCEPTION))
 
     (record,) = caplog.records
     names = ("job", "app", "app_id", "task_id", "attempt", "lateness", "duration")
@@ -129,7 +132,7 @@ def test_the_record_has_the_fields(caplog: pytest.LogCaptureFixture) -> None:
 @given(st.text())
 def test_no_app_id_makes_two_lines(app_id: str) -> None:
     """Log: whatever a stranger's message says, it is one printable word."""
-    word = job_log._word(app_id)
+    word = job_ends._word(app_id)
 
     assert len(word.splitlines()) == 1
     assert word.isprintable()
@@ -138,8 +141,8 @@ def test_no_app_id_makes_two_lines(app_id: str) -> None:
 
 def test_celerys_lines_about_other_tasks_stay(caplog: pytest.LogCaptureFixture) -> None:
     """Log: Celery's INFO lines about our tasks are left out, and nothing else of Celery's is."""
-    job_log.replace_celerys()
-    job_log.replace_celerys()
+    job_ends.replace_celerys()
+    job_ends.replace_celerys()
     celerys = logging.getLogger("celery.app.trace")
     caplog.set_level("INFO", celerys.name)
     for name in ("posthog_jobs.teapot.look", "their.task"):
