@@ -118,20 +118,12 @@ class AppSetupError(AppError):
     final = False
 
 
-class AppExitError(AppError):
-    """An app's code called `sys.exit`, or raised what is not an Exception, as KeyboardInterrupt."""
+class AppRaisedError(AppError):
+    """An app's code called `sys.exit`, ran out of memory, or raised what must not leave it.
 
-
-class AppControlError(AppError):
-    """An app's code raised what only Celery, or a task of ours, may say of a message: `Ignore`."""
-
-
-class AppUnreadableError(AppError):
-    """An app's code raised an exception whose own text cannot be read: its `__str__` raises."""
-
-
-class AppMemoryError(AppError):
-    """An app's code raised MemoryError, which Celery takes for the end of its worker."""
+    That is what is not an Exception, as KeyboardInterrupt; what only Celery, or a task of ours, may
+    say of a message, as `Ignore`; and an exception whose own text cannot be read.
+    """
 
 
 class LoopUnavailableError(PostHogJobsError):
@@ -210,12 +202,8 @@ class ReplayError(PostHogJobsError):
     """A failed job cannot be replayed: it was replayed before, or its message cannot be read."""
 
 
-class CursorError(PostHogJobsError, ValueError):
-    """A cursor given to `Schedule.list` or `Failures.list` does not come from a page of it."""
-
-
-class LimitError(PostHogJobsError, ValueError):
-    """`Schedule.list` or `Failures.list` was asked for a number of jobs that is not above 0."""
+class PageError(PostHogJobsError, ValueError):
+    """The schedule or the failures were asked for less than one job, or with a foreign cursor."""
 
 
 class EventError(PostHogJobsError, ValueError):
@@ -226,8 +214,8 @@ class UnknownMetricError(PostHogJobsError, AttributeError):
     """The app declares no metric of this name."""
 
 
-class MetricError(PostHogJobsError, ValueError):
-    """A metric was given what is not a number, or is of another kind than was asked of it."""
+class StoreValueError(PostHogJobsError, ValueError):
+    """A key or a value given to cache, storage, cursor or metrics cannot be used, or its kind."""
 
 
 class AddressError(PostHogJobsError, ValueError):
@@ -236,14 +224,6 @@ class AddressError(PostHogJobsError, ValueError):
 
 class CaptureError(PostHogJobsError):
     """PostHog did not take an event of `meta.posthog`."""
-
-
-class StoreKeyError(PostHogJobsError, ValueError):
-    """A key given to `meta.cache`, `meta.storage` or `meta.utils.cursor` cannot be used."""
-
-
-class StoreValueError(PostHogJobsError, ValueError):
-    """A value given to `meta.cache` or `meta.storage` cannot be kept or is of the wrong kind."""
 
 
 class StoreUnavailableError(PostHogJobsError):

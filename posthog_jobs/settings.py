@@ -8,17 +8,38 @@ from typing import TYPE_CHECKING, Any, Final
 from posthog_jobs.errors import ConfigurationError, did_you_mean, is_number, is_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX: Final = "posthog_jobs_"
-_LONGEST_TIMEOUT: Final = 3600
-_LAST_PORT: Final = 65_535
 
-_URLS: Final = {
-    "redis_url": "redis://localhost:6379/0",
-    "storage_url": "postgresql+psycopg://user:password@host/database",
-    "posthog_host": "https://eu.i.posthog.com",
-}
+
+def _of(fits: Callable[[Any], bool], wrong: str) -> dict[str, Any]:
+    """Return what a value of a setting must fit, and what to say of one that does not."""
+    return {"fits": fits, "wrong": wrong}
+
+
+def _url(example: str) -> dict[str, Any]:
+    wrong = f"not a URL; use one such as {example}, or leave it out"
+    return _of(lambda value: "://" in str(value), wrong)
+
+
+_APPS: Final = _of(
+    lambda value: hasattr(value, "items"),
+    'of type {type}; it maps app ids to modules, such as {{"teapot": "examples.teapot"}}',
+)
+_COUNT: Final = _of(lambda value: is_whole(value, 1), "{value!r}; use a whole number above 0")
+_TEXT: Final = _of(
+    lambda value: isinstance(value, str), "of type {type}; make it a string, or leave it out"
+)
+_SECONDS: Final = _of(
+    lambda value: is_number(value, 0, 3600) and value > 0,
+    "{value!r}; use seconds above 0, up to 3600",
+)
+_PORT: Final = _of(
+    lambda value: is_whole(value, 0, 65_535),
+    "{value!r}; use a port number, such as 9808, 0 for any that is free, or leave it out to serve "
+    "no metrics",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +62,22 @@ class Settings:
             that is free; None: nowhere.
     """
 
-    apps: Mapping[str, Any] = field(repr=False)
-    max_payload_bytes: int = 1024 * 1024
-    redis_url: str | None = field(default=None, repr=False)
-    storage_url: str | None = field(default=None, repr=False)
-    geoip_path: str | None = None
-    posthog_host: str | None = None
-    posthog_project_key: str | None = field(default=None, repr=False)
-    default_team_id: int = 1
-    enqueue_timeout: float = 5.0
-    max_deliveries: int = 5
-    max_failures: int = 100_000
-    metrics_port: int | None = None
+    apps: Mapping[str, Any] = field(repr=False, metadata=_APPS)
+    max_payload_bytes: int = field(default=1024 * 1024, metadata=_COUNT)
+    redis_url: str | None = field(default=None, repr=False, metadata=_url("redis://localhost/0"))
+    storage_url: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_url("postgresql+psycopg://user:password@host/database"),
+    )
+    geoip_path: str | None = field(default=None, metadata=_TEXT)
+    posthog_host: str | None = field(default=None, metadata=_url("https://eu.i.posthog.com"))
+    posthog_project_key: str | None = field(default=None, repr=False, metadata=_TEXT)
+    default_team_id: int = field(default=1, metadata=_COUNT)
+    enqueue_timeout: float = field(default=5.0, metadata=_SECONDS)
+    max_deliveries: int = field(default=5, metadata=_COUNT)
+    max_failures: int = field(default=100_000, metadata=_COUNT)
+    metrics_port: int | None = field(default=None, metadata=_PORT)
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any]) -> Settings:
@@ -61,7 +86,7 @@ class Settings:
         Raises:
             ConfigurationError: a `posthog_jobs_` key is unknown or its value of a wrong type.
         """
-        known = {f"{PREFIX}{field.name}": field.name for field in fields(cls)}
+        known = {f"{PREFIX}{field.name}": field for field in fields(cls)}
         values: dict[str, Any] = {"apps": {}}
         for key in conf:
             if not str(key).startswith(PREFIX):
@@ -71,50 +96,18 @@ class Settings:
                     f"unknown setting {key}; {did_you_mean(key, known)}the settings are "
                     f"{', '.join(sorted(known))}"
                 )
-            if conf[key] is not None:
-                values[known[key]] = conf[key]
+            value = conf[key]
+            if value is None:
+                continue
+            setting = known[key]
+            if not setting.metadata["fits"](value):
+                why = setting.metadata["wrong"].format(value=value, type=type(value).__name__)
+                raise ConfigurationError(f"{key} is {why}")
+            values[setting.name] = value
         settings = cls(**values)
-        settings._check()
-        return settings
-
-    def _check(self) -> None:
-        if not hasattr(self.apps, "items"):
-            raise ConfigurationError(
-                f"{PREFIX}apps is of type {type(self.apps).__name__}; it maps app ids to modules, "
-                'such as {"teapot": "examples.teapot"}'
-            )
-        self._check_numbers()
-        for name, example in _URLS.items():
-            if getattr(self, name) is not None and "://" not in str(getattr(self, name)):
-                raise ConfigurationError(
-                    f"{PREFIX}{name} is not a URL; use one such as {example}, or leave it out"
-                )
-        for name in ("geoip_path", "posthog_project_key"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise ConfigurationError(
-                    f"{PREFIX}{name} is of type {type(getattr(self, name)).__name__}; make it a "
-                    "string, or leave it out"
-                )
-        if bool(self.posthog_host) != bool(self.posthog_project_key):
+        if bool(settings.posthog_host) != bool(settings.posthog_project_key):
             raise ConfigurationError(
                 f"{PREFIX}posthog_host and {PREFIX}posthog_project_key belong together; set both, "
                 "or none to capture into our own hooks"
             )
-
-    def _check_numbers(self) -> None:
-        for name in ("max_payload_bytes", "default_team_id", "max_deliveries", "max_failures"):
-            value = getattr(self, name)
-            if not is_whole(value, 1):
-                raise ConfigurationError(f"{PREFIX}{name} is {value!r}; use a whole number above 0")
-        port = self.metrics_port
-        if port is not None and not is_whole(port, 0, _LAST_PORT):
-            raise ConfigurationError(
-                f"{PREFIX}metrics_port is {port!r}; use a port number, such as 9808, 0 for any "
-                "that is free, or leave it out to serve no metrics"
-            )
-        timeout = self.enqueue_timeout
-        if not (is_number(timeout, 0, _LONGEST_TIMEOUT) and timeout):
-            raise ConfigurationError(
-                f"{PREFIX}enqueue_timeout is {timeout!r}; use seconds above 0, up to "
-                f"{_LONGEST_TIMEOUT}"
-            )
+        return settings

@@ -142,8 +142,7 @@ class Failures:
             filters: which ones; see `Filters`.
 
         Raises:
-            CursorError: `cursor` is none of ours.
-            LimitError: `limit` is no whole number above 0.
+            PageError: `cursor` is none of ours, or `limit` is not a whole number above 0.
         """
         checked_limit(limit)
         place = parse_cursor(cursor, (float, str), "FailedPage")

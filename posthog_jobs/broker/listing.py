@@ -6,7 +6,7 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from posthog_jobs.errors import CursorError, LimitError, is_whole
+from posthog_jobs.errors import PageError, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ def checked_limit(limit: object) -> int:
     """Return how many rows a page shall have at most.
 
     Raises:
-        LimitError: it is no whole number above 0.
+        PageError: it is no whole number above 0.
     """
     if not is_whole(limit, 1):
-        raise LimitError(f"limit={limit!r} lists nothing; use a whole number above 0")
+        raise PageError(f"limit={limit!r} lists nothing; use a whole number above 0")
     return limit
 
 
@@ -49,17 +49,17 @@ def parse_cursor(
         page: the class whose `cursor` it should be, for the error.
 
     Raises:
-        CursorError: it is no cursor of such a page.
+        PageError: it is no cursor of such a page.
     """
     if cursor is None:
         return None
     if not isinstance(cursor, str):
-        raise CursorError(f"a cursor is a string, not {type(cursor).__name__}; pass {page}.cursor")
+        raise PageError(f"a cursor is a string, not {type(cursor).__name__}; pass {page}.cursor")
     try:
         row = json.loads(base64.urlsafe_b64decode(cursor))
         return tuple(kind(part) for kind, part in zip(kinds, row, strict=True))
     except (ValueError, TypeError) as error:
-        raise CursorError(
+        raise PageError(
             f"{cursor!r} is no cursor of this list; pass {page}.cursor as it is"
         ) from error
 

@@ -221,8 +221,7 @@ class Schedule:
 
         Raises:
             NaiveDatetimeError: `before` has no time zone.
-            CursorError: `cursor` is none of ours.
-            LimitError: `limit` is no whole number above 0.
+            PageError: `cursor` is none of ours, or `limit` is not a whole number above 0.
         """
         checked_limit(limit)
         due, partition, task_id = parse_cursor(cursor, (int, str, str), "Page") or (0, "", "")

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from posthog_jobs.errors import (
-    AppExitError,
-    AppUnreadableError,
+    AppRaisedError,
     JobTimeLimitError,
     LoopUnavailableError,
     PayloadRefusedError,
@@ -158,8 +157,8 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     Raises:
         Exception: what it raised, or what one of its un-awaited calls (a job that it triggered,
             a value that it stored) failed with.
-        AppExitError: it called `sys.exit`, or raised what is not an Exception, in a worker.
-        AppUnreadableError: it raised what cannot be logged.
+        AppRaisedError: it raised what cannot be logged; or, in a worker, called `sys.exit`, or
+            raised what is not an Exception.
         RetryPolicyError: it raised a RetryError whose delay is not a time span.
     """
     return _call(None, None, function, args)
@@ -192,7 +191,7 @@ def _call(
             if type(error) is SystemExit
             else f"raised {type(error).__name__}, which is not an Exception"
         )
-        raise AppExitError(
+        raise AppRaisedError(
             f"{_name(function)} {did}; return, or raise an exception, instead"
         ) from error
     finally:
@@ -217,7 +216,7 @@ def _check_usable(error: Exception, function: Callable[..., Any]) -> None:
         )
         if isinstance(error, RetryError):
             raise RetryError(text, delay=error.delay) from error
-        raise AppUnreadableError(text) from error
+        raise AppRaisedError(text) from error
 
 
 def _name(function: Callable[..., Any]) -> str:

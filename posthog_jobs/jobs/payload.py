@@ -16,7 +16,6 @@ from uuid import UUID
 from posthog_jobs.errors import (
     PayloadError,
     PayloadTooLargeError,
-    StoreKeyError,
     StoreValueError,
 )
 
@@ -127,16 +126,16 @@ def check_key(key: object) -> str:
     """Return a key of `meta.cache` or `meta.storage` that can be used.
 
     Raises:
-        StoreKeyError: it is not a string, or empty, over 1,024 bytes, or not Unicode.
+        StoreValueError: it is not a string, or empty, over 1,024 bytes, or not Unicode.
     """
     if not isinstance(key, str):
-        raise StoreKeyError(f"a key is a string, not {type(key).__name__}; use str(key)")
+        raise StoreValueError(f"a key is a string, not {type(key).__name__}; use str(key)")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise StoreKeyError(f"the key {key!r} is not Unicode; remove its surrogates") from None
+        raise StoreValueError(f"the key {key!r} is not Unicode; remove its surrogates") from None
     if not 0 < size <= MAX_KEY_BYTES:
-        raise StoreKeyError(
+        raise StoreValueError(
             f"the key {key[:40]!r} has {size} bytes; use 1 to {MAX_KEY_BYTES} of them"
         )
     return key

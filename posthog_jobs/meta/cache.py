@@ -63,7 +63,7 @@ class CacheStore(Protocol):
 class Cache:
     """One installation's cache. Keys are strings, values what a payload may hold.
 
-    Every method raises StoreKeyError or StoreValueError for a bad argument where it is called,
+    Every method raises StoreValueError for a bad argument where it is called,
     and StoreUnavailableError when Redis does not answer.
     """
 

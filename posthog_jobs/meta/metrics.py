@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from posthog_jobs.apps.definition import KINDS
-from posthog_jobs.errors import MetricError, UnknownMetricError, did_you_mean, is_number
+from posthog_jobs.errors import StoreValueError, UnknownMetricError, did_you_mean, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,8 +72,8 @@ class Metrics:
 class Metric:
     """One metric, recorded by the one method of its kind.
 
-    Every method raises MetricError where it is called, and StoreUnavailableError when Redis does
-    not answer. In a running event loop it returns an awaitable, and need not be awaited.
+    Every method raises StoreValueError where it is called, and StoreUnavailableError when Redis
+    does not answer. In a running event loop it returns an awaitable, and need not be awaited.
     """
 
     _app_id: str
@@ -98,10 +98,10 @@ class Metric:
         app_id, name, kind = self._app_id, self._name, self._kind
         where = f"metric {name!r} of app id {app_id!r}"
         if KINDS[kind] != method:
-            raise MetricError(f"{where} is a {kind}; use .{KINDS[kind]}(…), or declare it anew")
+            raise StoreValueError(f"{where} is a {kind}; use .{KINDS[kind]}(…), or declare it anew")
         if not is_number(number):
             shown = number if isinstance(number, float) else f"of type {type(number).__name__}"
-            raise MetricError(f"{where} was given what is {shown}; use a finite number")
+            raise StoreValueError(f"{where} was given what is {shown}; use a finite number")
         value = float(number)
         return self._caller.call(
             lambda: self._store.record(app_id, kind, name, value), f"{method} of {where}"

@@ -55,7 +55,7 @@ class StorageBackend(Protocol):
 class Storage:
     """One installation's storage. Keys are strings, values what a payload may hold.
 
-    Every method raises StoreKeyError or StoreValueError for a bad argument where it is called,
+    Every method raises StoreValueError for a bad argument where it is called,
     and StoreUnavailableError when the store does not answer.
     """
 
@@ -85,7 +85,7 @@ class Storage:
 class Cursor:
     """An installation's cursors: keys of its storage that hold whole numbers of 64 bits.
 
-    Both methods raise StoreKeyError or StoreValueError for a bad argument where they are called,
+    Both methods raise StoreValueError for a bad argument where they are called,
     and StoreUnavailableError when the store does not answer.
     """
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from posthog_jobs.errors import AppExitError, PostHogJobsError, RetriesExhaustedError, RetryError
+from posthog_jobs.errors import AppRaisedError, PostHogJobsError, RetriesExhaustedError, RetryError
 from posthog_jobs.jobs.due import due_at, due_in
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, loads, measure
@@ -287,6 +287,6 @@ def as_worker() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise AppExitError(
+        raise AppRaisedError(
             f"the app called sys.exit({error.code!r}); return, or raise an exception, instead"
         ) from error

@@ -32,11 +32,9 @@ from posthog_jobs.broker.envelope import (
 )
 from posthog_jobs.broker.transport.sending import is_away
 from posthog_jobs.errors import (
-    AppControlError,
     AppDisabledError,
     AppError,
-    AppExitError,
-    AppMemoryError,
+    AppRaisedError,
     AppRemovedError,
     AppSetupError,
     BrokerUnavailableError,
@@ -190,8 +188,8 @@ class DurableTask(Task):
         Raises:
             SentAgain: it raised `RetryError`, or its app, the broker, a store, or a thread for the
                 loop of async jobs is not there now, so that it runs again later.
-            AppMemoryError, AppExitError, AppControlError: the app's code ran out of memory, raised
-                what is not an Exception, such as KeyboardInterrupt, or what is Celery's to raise.
+            AppRaisedError: the app's code ran out of memory, raised what is not an Exception, such
+                as KeyboardInterrupt, or what is Celery's to raise.
         """
         request = self.request
         if request.called_directly:
@@ -205,18 +203,18 @@ class DurableTask(Task):
             self._wait(error, job)
             raise
         except MemoryError as error:
-            raise AppMemoryError(f"{self.name} raised MemoryError: {error}") from error
+            raise AppRaisedError(f"{self.name} raised MemoryError: {error}") from error
         except _CONTROL as error:
             if error is getattr(request, "ending", None):
                 raise
-            raise AppControlError(
+            raise AppRaisedError(
                 f"{self.name} raised {type(error).__name__}, by which Celery would let its message "
                 f"go unseen; return, or raise an exception of your own, instead: {error}"
             ) from error
         except (Exception, SystemExit):
             raise
         except BaseException as error:
-            raise AppExitError(f"{self.name} raised {type(error).__name__}: {error}") from error
+            raise AppRaisedError(f"{self.name} raised {type(error).__name__}: {error}") from error
         finally:
             if end is not None:
                 end()

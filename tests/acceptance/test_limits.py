@@ -68,7 +68,7 @@ def test_retries_and_limits(
         jobs_app.meta_for(APP).jobs.side_by_side("after").run_now()
         wait_for(jobs_app, "side_by_side", 4, app_id=APP)
         assert warning not in celery_setup.worker.logs()
-        assert "AppExitError" not in celery_setup.worker.logs(), "nobody but the pool ended it"
+        assert "AppRaisedError" not in celery_setup.worker.logs(), "nobody but the pool ended it"
         count = jobs_app.failures.count
         poll("both are kept", lambda: count(app_id=APP, reason=Reason.TIME_LIMIT) == 2)
     else:

@@ -59,7 +59,7 @@ def test_what_an_app_raises_is_the_apps(
     kept = jobs_app.failures.list(limit=100).jobs
     assert {job.id for job in kept} == sent
     assert {job.reason for job in kept} == {Reason.EXCEPTION}
-    assert {job.exception for job in kept} == {"AppControlError", "AppExitError"}
+    assert {job.exception for job in kept} == {"AppRaisedError"}
     assert "raised Ignore" in str([job.message for job in kept])
     ran = wait_for(jobs_app, "fine", 5, app_id="control")
     assert {note["payload"] for note in ran} == set(range(5))

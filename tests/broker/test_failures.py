@@ -16,9 +16,8 @@ from posthog_jobs.errors import (
     AppDisabledError,
     BrokerUnavailableError,
     ConfigurationError,
-    CursorError,
-    LimitError,
     NaiveDatetimeError,
+    PageError,
     ReplayError,
     UnknownFailureError,
 )
@@ -160,9 +159,9 @@ def test_filters(broken: Broken, failures: Failures) -> None:
 
 def test_mistakes(failures: Failures) -> None:
     """Bad input: a limit, cursor or time that is none is refused."""
-    with pytest.raises(LimitError):
+    with pytest.raises(PageError):
         failures.list(limit=0)
-    with pytest.raises(CursorError):
+    with pytest.raises(PageError):
         failures.list(cursor="x")
     with pytest.raises(NaiveDatetimeError):
         failures.count(before=datetime(2100, 1, 1))  # noqa: DTZ001

@@ -13,7 +13,7 @@ import pytest
 from posthog_jobs.broker.envelope import partition_of
 from posthog_jobs.broker.schedule import Forecast, Schedule
 from posthog_jobs.broker.transport.sending import Outcome
-from posthog_jobs.errors import CursorError, NaiveDatetimeError
+from posthog_jobs.errors import NaiveDatetimeError, PageError
 from posthog_jobs.jobs.message import Steered
 from tests.nodes import fixed_server
 from tests.pace import Pace
@@ -67,7 +67,7 @@ def test_list_goes_page_by_page(site: Site, schedule: Schedule) -> None:
 
 def test_bad_arguments(schedule: Schedule) -> None:
     """A cursor of somebody else's and a time without a zone are refused."""
-    with pytest.raises(CursorError, match=r"Page\.cursor"):
+    with pytest.raises(PageError, match=r"Page\.cursor"):
         schedule.list(cursor="nonsense")
     with pytest.raises(NaiveDatetimeError, match=r"tzinfo=timezone\.utc"):
         schedule.reschedule("a", datetime(2030, 1, 1))  # noqa: DTZ001 - the point

@@ -15,9 +15,9 @@ from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     BrokerUnavailableError,
     ConfigurationError,
-    CursorError,
     DueError,
     NaiveDatetimeError,
+    PageError,
     UnsupportedByBrokerError,
 )
 from posthog_jobs.jobs.message import Steered
@@ -215,7 +215,7 @@ def test_paging_while_jobs_come_and_go(jobs: Jobs, schedule: Schedule) -> None:
 @pytest.mark.parametrize("cursor", ["", "x", "é", "bm8=", "bm86aWQ=", "%%%"])
 def test_a_wrong_cursor(schedule: Schedule, cursor: str) -> None:
     """list: what is no cursor is refused by name."""
-    with pytest.raises(CursorError, match="is no cursor of this list"):
+    with pytest.raises(PageError, match="is no cursor of this list"):
         schedule.list(cursor=cursor)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 
-from posthog_jobs.errors import StoreKeyError, StoreValueError
+from posthog_jobs.errors import StoreValueError
 from posthog_jobs.jobs.payload import MAX_KEY_BYTES, check_key, decode, encode, in_order
 from tests.jobs.test_payloads import payloads
 
@@ -89,6 +89,6 @@ def test_keys(key: str) -> None:
 )
 def test_keys_that_cannot_be_used(key: Any, message: str) -> None:
     """A key of another type or size is refused with what is wrong about it."""
-    with pytest.raises(StoreKeyError, match=message) as caught:
+    with pytest.raises(StoreValueError, match=message) as caught:
         check_key(key)
     assert len(str(caught.value)) < 200

@@ -18,8 +18,8 @@ from posthog_jobs.apps.definition import define_app
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import (
     AppLoadError,
-    MetricError,
     StoreUnavailableError,
+    StoreValueError,
     UnknownMetricError,
 )
 from posthog_jobs.operate.cli.apps import apps
@@ -120,16 +120,16 @@ def test_threads_and_coroutines_record_together(runtime: Runtime, meta: Meta) ->
 @pytest.mark.parametrize("number", [math.nan, math.inf, True, "1", None, 10**400])
 def test_what_is_no_number(runtime: Runtime, meta: Meta, number: Any) -> None:
     """Metrics: what is no finite number is refused where it is given, and nothing is kept."""
-    with pytest.raises(MetricError, match="metric 'count' of app id 'one' was given"):
+    with pytest.raises(StoreValueError, match="metric 'count' of app id 'one' was given"):
         meta.metrics.count.increment(number)
     assert recorded(runtime)["count"] == 0
 
 
 def test_the_wrong_method(meta: Meta) -> None:
     """Metrics: a metric is recorded by the method of its kind alone, which the error names."""
-    with pytest.raises(MetricError, match=r"metric 'longest' .* is a max; use \.max\(…\)"):
+    with pytest.raises(StoreValueError, match=r"metric 'longest' .* is a max; use \.max\(…\)"):
         meta.metrics.longest.increment()
-    with pytest.raises(MetricError, match=r"is a sum; use \.increment\(…\)"):
+    with pytest.raises(StoreValueError, match=r"is a sum; use \.increment\(…\)"):
         meta.metrics.count.min(1)
 
 

@@ -21,8 +21,8 @@ from posthog_jobs import RetryError
 from posthog_jobs.errors import (
     AppConfigError,
     AppError,
-    AppExitError,
     AppLoadError,
+    AppRaisedError,
     EventError,
     NaiveDatetimeError,
     PayloadError,
@@ -379,7 +379,7 @@ class TestHooks:
         """Hooks: an app that calls sys.exit fails as it does in a worker."""
         app = app_of(on_event=lambda event, meta: sys.exit(3))
 
-        with pytest.raises(AppExitError, match=r"sys\.exit"):
+        with pytest.raises(AppRaisedError, match=r"sys\.exit"):
             app.on_event(create_event())
 
     @pytest.mark.parametrize("ends", [KeyboardInterrupt, pytest.fail.Exception])
