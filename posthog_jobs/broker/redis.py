@@ -144,6 +144,8 @@ class Keys:
         return f"{self.prefix}tick:{app_id}"
 
 
+#: What a client raises where the server does not answer, or does not do what it was asked.
+UNREACHABLE: Final = (RedisError, OSError)
 #: What a client raises where the server answers, and does not do what it was asked.
 REFUSED: Final = ResponseError
 
@@ -214,7 +216,7 @@ class RedisServer:
             if str(error).startswith(_WRONG_KIND):
                 raise StoreValueError(f"the key holds a value of another kind: {error}") from None
             raise StoreUnavailableError(f"Redis refused the call: {error}") from error
-        except (RedisError, OSError) as error:
+        except UNREACHABLE as error:
             raise StoreUnavailableError(f"Redis does not answer {what}: {error}") from error
 
 
@@ -227,7 +229,7 @@ def unavailable() -> Iterator[None]:
     """
     try:
         yield
-    except (RedisError, OSError) as error:
+    except UNREACHABLE as error:
         raise BrokerUnavailableError(
             f"the broker does not answer: {error}; see that it runs, and that broker_url is right"
         ) from error

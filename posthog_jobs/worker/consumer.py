@@ -14,13 +14,13 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
-from redis.exceptions import RedisError
 
 import posthog_jobs.worker.control  # noqa: F401  # registers what workers answer to `jobs doctor`
 from posthog_jobs.apps.registry import INTERVAL
 from posthog_jobs.broker.envelope import is_to_blame
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.broker.rabbitmq import name_is_taken
+from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.broker.transport import OPTION, WRITES
 from posthog_jobs.broker.transport.acknowledgement import Message
 from posthog_jobs.broker.transport.channel import DurableChannel
@@ -246,7 +246,7 @@ class JobConsumer(Consumer):
         handle = super().create_task_handler(*args, **kwargs)
         # kombu counts KeyError among them, which a message without an id raises as well
         lost = [error for error in self.connection_errors if error is not KeyError]
-        passes = (*lost, RedisError)
+        passes = (*lost, *UNREACHABLE)
 
         def on_task_received(message: Any) -> None:
             try:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
+from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.errors import UnsupportedByBrokerError, WorkerLostTooOftenError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Deliveries:
         return forget
 
     def _forget(self, task_id: str) -> None:
-        with suppress(UnsupportedByBrokerError, RedisError, KombuError, OSError):
+        with suppress(UnsupportedByBrokerError, KombuError, *UNREACHABLE):
             client, keys = self._server.connected()
             client.delete(keys.deliveries(task_id))
 
@@ -98,7 +98,7 @@ class Deliveries:
             count, _ = pipe.execute()
         except UnsupportedByBrokerError:
             return
-        except (RedisError, KombuError, OSError) as error:
+        except (KombuError, *UNREACHABLE) as error:
             # it came from there just now, so this is a matter of moments
             logger.warning("%s[%s] starts again, uncounted: %s", task, task_id, error)
             return

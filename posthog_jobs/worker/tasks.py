@@ -16,7 +16,6 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
-from redis.exceptions import RedisError
 
 from posthog_jobs.broker.envelope import (
     APP_HEADER,
@@ -30,6 +29,7 @@ from posthog_jobs.broker.envelope import (
     described,
     retry_headers,
 )
+from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.broker.transport.sending import is_away
 from posthog_jobs.errors import (
     AppDisabledError,
@@ -335,7 +335,7 @@ class DurableTask(Task):
         """
         try:
             send()
-        except (OperationalError, RedisError, OSError) as error:
+        except (OperationalError, *UNREACHABLE) as error:
             if not is_away(error):
                 raise
             # kept unacknowledged: Celery logs this, and it comes again when the broker is back

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from kombu.log import get_logger
-from redis.exceptions import RedisError
 
 from posthog_jobs.broker import scripts
 from posthog_jobs.broker.failures import FailureKeeper
+from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.broker.transport.connection import Connection
 from posthog_jobs.jobs.execution import after_fork
 
@@ -220,7 +220,7 @@ class Lease:
             self._kept = self._held.keys() & keep  # some may have been acknowledged just now
         try:
             self._release()
-        except (RedisError, OSError) as error:
+        except UNREACHABLE as error:
             logger.info("Fetched jobs are put back when Redis is there again (%s)", error)
         self._nudge.set()
 
@@ -319,7 +319,7 @@ class Lease:
                     self._renew()
                 # last: trouble with these must not let the lease end
                 self._settle()
-            except (RedisError, OSError):
+            except UNREACHABLE:
                 logger.debug("lease %s: will retry", self.owner, exc_info=True)
                 sleep(min(renew_every, 0.5))
                 self._nudge.set()
@@ -332,6 +332,6 @@ class Lease:
             return False
         try:
             self._commands.execute_command("ZREM", self._keys.leases, self.owner)
-        except (RedisError, OSError):
+        except UNREACHABLE:
             logger.debug("lease %s ends by itself", self.owner, exc_info=True)
         return True

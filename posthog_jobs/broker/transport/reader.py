@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from kombu.log import get_logger
-from redis.exceptions import RedisError
 
 from posthog_jobs.broker import envelope
 from posthog_jobs.broker.failure import FailedJob, Reason
+from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.jobs.payload import loads
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Reader:
                 if "redelivered" in message or "redelivered" in (message.get("headers") or ()):
                     info["redelivered"] = True
             return None if queue and self._is_postponed(tag, queue, message) else message
-        except (RedisError, OSError):
+        except UNREACHABLE:
             raise
         except Exception as error:  # a message that is not ours may hold anything
             if not envelope.is_to_blame(raw, error):
