@@ -10,8 +10,8 @@ from posthog_jobs.apps.definition import define_app
 from posthog_jobs.apps.installation import Installation
 from posthog_jobs.errors import PayloadTooLargeError
 from posthog_jobs.jobs.execution import LoopCaller
-from posthog_jobs.jobs.message import Outbox, Steered
-from posthog_jobs.jobs.trigger import Jobs, Origin
+from posthog_jobs.jobs.message import Steered
+from posthog_jobs.jobs.trigger import Jobs, Origin, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,6 @@ from posthog_jobs.errors import (
     AppRaisedError,
     JobTimeLimitError,
     LoopUnavailableError,
-    PayloadRefusedError,
     PostHogJobsError,
     RetryError,
     checked_delay,
@@ -124,24 +123,6 @@ def ready_job(
     # a partial, which has no frame of its own in the traceback of what the job raises
     run = partial(_call, running, job.time_limit, job.function, args, release)
     return ReadyJob(job.retry, run)
-
-
-def check_call(job: JobFunction, payload: object, app_id: str) -> None:
-    """Refuse a message that was sent when the job's function looked otherwise.
-
-    Raises:
-        PayloadRefusedError: the function does not take the payload any more, or needs one.
-    """
-    if payload is ABSENT and not job.takes_none:
-        raise PayloadRefusedError(
-            f"job {job.name!r} of app id {app_id!r} needs a payload now, and was sent with none; "
-            "let its payload have a default, and replay"
-        )
-    if payload is not ABSENT and not job.takes_payload:
-        raise PayloadRefusedError(
-            f"job {job.name!r} of app id {app_id!r} takes no payload any more, and was sent with "
-            f"one; write it as {job.name}(payload, meta), and replay"
-        )
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:

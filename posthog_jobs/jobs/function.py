@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, overload
 
-from posthog_jobs.errors import AppLoadError, RetryPolicyError, is_number
+from posthog_jobs.errors import AppLoadError, PayloadRefusedError, RetryPolicyError, is_number
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.retry import policy_of
 
@@ -61,6 +61,23 @@ class JobFunction:
     retry: Policy
     time_limit: float | None
     is_async: bool
+
+    def check_payload(self, payload: object, app_id: str) -> None:
+        """Refuse the payload of a message that was sent when the function looked otherwise.
+
+        Raises:
+            PayloadRefusedError: it does not take the payload any more, or needs one.
+        """
+        if payload is ABSENT and not self.takes_none:
+            raise PayloadRefusedError(
+                f"job {self.name!r} of app id {app_id!r} needs a payload now, and was sent with "
+                "none; let its payload have a default, and replay"
+            )
+        if payload is not ABSENT and not self.takes_payload:
+            raise PayloadRefusedError(
+                f"job {self.name!r} of app id {app_id!r} takes no payload any more, and was sent "
+                f"with one; write it as {self.name}(payload, meta), and replay"
+            )
 
 
 @overload

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from posthog_jobs.jobs.execution import LoopCaller
-
 
 class Absent:
     """The type of `ABSENT`, which stands for no payload, as no value of an app can."""
@@ -106,11 +104,3 @@ class Sender(Protocol):
 
     def reschedule(self, task_id: str, at: datetime) -> Steered:
         """Move a job that waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outbox:
-    """How jobs get to the broker: by whom, and on which thread for coroutines."""
-
-    sender: Sender
-    caller: LoopCaller

@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from posthog_jobs.errors import Number
+    from posthog_jobs.jobs.execution import LoopCaller
     from posthog_jobs.jobs.function import JobFunction
-    from posthog_jobs.jobs.message import Outbox, Steered
+    from posthog_jobs.jobs.message import Sender, Steered
 
 _MAX_KEY: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """How jobs get to the broker: by whom, and on which thread for coroutines."""
+
+    sender: Sender
+    caller: LoopCaller
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from posthog_jobs.apps.attachment import Attachment
     from posthog_jobs.apps.definition import AppDefinition
     from posthog_jobs.apps.installation import Installation
-    from posthog_jobs.jobs.message import Outbox
     from posthog_jobs.jobs.running import RunningJob
+    from posthog_jobs.jobs.trigger import Outbox
     from posthog_jobs.meta.cache import CacheStore
     from posthog_jobs.meta.metrics import MetricsStore
     from posthog_jobs.meta.posthog import EventSink

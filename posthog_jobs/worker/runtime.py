@@ -10,10 +10,11 @@ from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Registry
 from posthog_jobs.errors import AppError, UnknownAppError, UnknownJobError
 from posthog_jobs.hooks.events import check_event, on_event, process_event, process_events
-from posthog_jobs.jobs.execution import LoopCaller, ReadyJob, call, check_call, ready_job
-from posthog_jobs.jobs.message import ABSENT, Outbox
+from posthog_jobs.jobs.execution import LoopCaller, ReadyJob, call, ready_job
+from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.jobs.running import BY_HAND
+from posthog_jobs.jobs.trigger import Outbox
 from posthog_jobs.meta.meta import Metas
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Runtime:
                 f"app {app_name!r} (app id {app_id!r}) exports no job {job_name!r} any more; it "
                 f"exports: {', '.join(definition.jobs) or 'none'}"
             )
-        check_call(job, payload, app_id)
+        job.check_payload(payload, app_id)
         meta, release = self._lifecycle.hold(installation)
         return ready_job(job, payload, meta, delivery, release)
 
