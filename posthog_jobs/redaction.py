@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -17,21 +18,10 @@ if TYPE_CHECKING:
 MASK: Final = "********"
 
 #: A key with one of these in it is taken for a secret's where no schema says what is one.
-_TELLING: Final = (
-    "password",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "api_key",
-    "apikey",
-    "api-key",
-    "access_key",
-    "accesskey",
-    "private_key",
-    "privatekey",
-    "credential",
-    "authorization",
+_TELLING: Final = re.compile(
+    "password|passwd|passphrase|secret|token|api[_-]?key|access_?key|private_?key|credential"
+    "|authorization",
+    re.IGNORECASE,
 )
 
 #: What is shown at most of a text, in characters: an exception may quote all that it was given.
@@ -132,24 +122,17 @@ def secret_texts(key: object, value: Any) -> Iterator[str]:
     """Yield the texts of what looks like a secret."""
     if _is_telling(key):
         yield from texts(value)
-    elif isinstance(value, Mapping):
-        for inner, part in value.items():
+    else:
+        for inner, part in _parts(value):
             yield from secret_texts(inner, part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from secret_texts(None, part)
 
 
 def texts(value: Any) -> Iterator[str]:
     """Yield each text in a value."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from texts(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from texts(part)
+    for _, part in _parts(value):
+        yield from texts(part)
 
 
 def unmasked(value: Any, old: Any, what: str) -> Any:
@@ -177,7 +160,13 @@ def unmasked(value: Any, old: Any, what: str) -> Any:
 
 
 def _is_telling(key: object) -> bool:
-    return isinstance(key, str) and any(part in key.lower() for part in _TELLING)
+    return isinstance(key, str) and _TELLING.search(key) is not None
+
+
+def _parts(value: Any) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return [(None, part) for part in value] if isinstance(value, list) else ()
 
 
 def _holds_secret(arguments: Any) -> bool:

@@ -13,11 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from posthog_jobs.errors import (
-    PayloadError,
-    PayloadTooLargeError,
-    StoreValueError,
-)
+from posthog_jobs.errors import PayloadError, PayloadTooLargeError, StoreValueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
