@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import os
-import socket
 import sys
 import threading
-from collections import deque
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,32 +15,25 @@ from uuid import uuid4
 
 from amqp.exceptions import PreconditionFailed
 from celery import Celery, signals
-from celery.app.amqp import AMQP
-from celery.exceptions import NotRegistered
 from celery.utils.log import get_multiprocessing_logger
-from celery.utils.nodenames import anon_nodename
 
 from posthog_jobs.apps.store import RedisStore
 from posthog_jobs.broker import rabbitmq, transport
 from posthog_jobs.broker.broker import RedisBroker
 from posthog_jobs.broker.embedded import EmbeddedServer
-from posthog_jobs.broker.envelope import task_name
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.sender import JobSender
-from posthog_jobs.broker.transport.sending import Sending, this_thread
+from posthog_jobs.broker.transport.sending import MessageMaker, Sending, SpareProducers, this_thread
 from posthog_jobs.broker.transport.transport import redis_server
-from posthog_jobs.hooks.events import check_event
 from posthog_jobs.hooks.exports import Exporter
 from posthog_jobs.hooks.ticks import Ledger, Ticks
-from posthog_jobs.jobs.execution import after_fork
-from posthog_jobs.jobs.trigger import JobHandle
 from posthog_jobs.meta.redis_stores import redis_stores
 from posthog_jobs.operate.apps import Apps
 from posthog_jobs.redaction import guard
 from posthog_jobs.settings import Settings
 from posthog_jobs.worker.configuration import (
     DEFAULTS,
-    adopt,
+    Conf,
     check_formats,
     check_not_eager,
     checked_scheme,
@@ -52,19 +42,18 @@ from posthog_jobs.worker.configuration import (
 from posthog_jobs.worker.deliveries import Deliveries
 from posthog_jobs.worker.hook_tasks import HOOK_TASKS
 from posthog_jobs.worker.runtime import Runtime
-from posthog_jobs.worker.tasks import DurableTask, JobRegistry, JobTask
+from posthog_jobs.worker.tasks import DurableTask, JobRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from logging import Logger
 
-    from celery import Task
     from kombu import Connection
 
     from posthog_jobs.broker.broker import Broker
     from posthog_jobs.broker.failures import Failures
     from posthog_jobs.broker.redis import RedisServer
-    from posthog_jobs.hooks.ticks import Tick
+    from posthog_jobs.jobs.trigger import JobHandle
     from posthog_jobs.meta.meta import Meta
     from posthog_jobs.operate.doctor import Finding
     from posthog_jobs.operate.metrics import Metrics
@@ -73,38 +62,14 @@ if TYPE_CHECKING:
 transport.install()
 
 
-_HOSTNAME: Final = socket.gethostname()
-
-
-class _AMQP(AMQP):
-    """Celery's maker of messages, without its lock that a signal's handler could wait for."""
-
-    def __init__(self, app: Celery) -> None:
-        super().__init__(app)
-        self._making = threading.RLock()
-        self._made: Any = None
-
-    @property
-    def producer_pool(self) -> Any:
-        """The pool; Celery would set its limit, of two first sends at once, while one uses it."""
-        if self._made is None or self._made is not self._producer_pool:
-            with self._making:
-                self._made = super().producer_pool
-        return self._made
-
-    def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
-        """Make a message; Celery would look up this host's name, each time, under the lock."""
-        options.setdefault("origin", anon_nodename(_HOSTNAME))
-        return super().as_task_v2(*arguments, **options)
-
-
 class PostHogJobs(Celery):
     """A Celery app whose tasks are the jobs of the installed PostHog apps.
 
     Not made current and not shared: other Celery apps of the process are left alone.
     """
 
-    amqp_cls = _AMQP
+    amqp_cls = MessageMaker
+    _conf: Any
     registry_cls = JobRegistry
     task_cls = "posthog_jobs.worker.tasks:PlainTask"
 
@@ -115,67 +80,61 @@ class PostHogJobs(Celery):
             main: the app's name.
             options: as Celery's.
         """
-        self._runtime: Runtime | None = None
-        self._settings: Settings | None = None
+        self._making = threading.RLock()
+        self._made_runtime: Runtime | None = None
         #: Told of each end of a job in this worker; the log is told anyway.
         self.on_job_end: Callable[[JobEnd], object] | None = None
         # without what sending sets: how long a job may take to be sent is no time for a reply
         self._broker = redis_server(super().connection_for_write)
         self._sender = JobSender(self)
-        self._runtime_lock = threading.RLock()
-        # without a lock, and so without one that a signal's handler could wait for
-        self._spares: deque[Any] = deque()
+        self._spares = SpareProducers(self.connection_for_write)
         super().__init__(main, **{"set_as_current": False, **options})
-        adopt(self._conf)
+        self._conf = Conf.of(self._conf)
         self._tasks.app = self
         for task in HOOK_TASKS:
             # a class of its own for each app, which is bound to it when the app is finalized
             self._tasks.register(type(task.__name__, (task,), {"__module__": task.__module__}))
-        signals.import_modules.connect(self._on_import_modules, sender=self, weak=False)
-        self._parents: Final[list[deque[Any]]] = []
-        after_fork(self._forget_parent)
+        signals.import_modules.connect(self._register_jobs, sender=self, weak=False)
+        self._pid = os.getpid()
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.worker_process_shutdown.connect(self._tear_down, weak=False)
         signals.worker_shutdown.connect(self._tear_down, weak=False)
         atexit.register(self._tear_down)
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """What the `posthog_jobs_` keys of the configuration say.
 
         Raises:
             ConfigurationError: a setting cannot work.
         """
-        if self._settings is None:
-            self._settings = Settings.from_conf(self.conf)
-        return self._settings
+        return Settings.from_conf(self.conf)
 
     @cached_property
     def retry_policy(self) -> dict[str, Any]:
         """How often kombu tries to send a message, within the time for it."""
         return retry_policy(self.conf.task_publish_retry_policy, self.settings.enqueue_timeout)
 
-    @property
+    @cached_property
     def runtime(self) -> Runtime:
         """What runs jobs and hooks, made from the configuration at its first use.
 
         Raises:
             ConfigurationError: a setting cannot work.
         """
-        if self._runtime is None:
-            with self._runtime_lock:
-                if self._runtime is None:
-                    check_formats(self.conf)
-                    check_not_eager(self.conf)
-                    settings, server = self.settings, self.server
-                    self._runtime = Runtime(
-                        settings,
-                        self._sender,
-                        redis_stores(server, settings.storage_url),
-                        store=RedisStore(server),
-                        exporter=Exporter(self._sender, server),
-                    )
-        return self._runtime
+        with self._making:  # several threads may ask first
+            made = self._made_runtime
+            if made is None:
+                check_formats(self.conf)
+                check_not_eager(self.conf)
+                made = self._made_runtime = Runtime(
+                    self.settings,
+                    self._sender,
+                    redis_stores(self.server, self.settings.storage_url),
+                    store=RedisStore(self.server),
+                    exporter=Exporter(self._sender, self.server),
+                )
+        return made
 
     @cached_property
     def server(self) -> RedisServer:
@@ -197,64 +156,16 @@ class PostHogJobs(Celery):
         return RedisBroker(self._broker, schedule)
 
     def process_event(self, event: object) -> dict[str, Any] | None:
-        """Pass an event through the `process_event` hooks of its team, in this process.
-
-        Args:
-            event: a mapping with `event`, its name, and optionally `properties`, `team_id` and
-                what else PostHog's events have.
-
-        Returns:
-            The event that came out, or None if a hook dropped it.
-
-        Raises:
-            EventError, PayloadError: it is no event; no hook has run.
-        """
+        """Pass an event through hooks, as `posthog_jobs.process_event`."""
         return self.runtime.process_event(event)
 
     def process_events(self, events: Iterable[object]) -> list[dict[str, Any]]:
-        """Pass events through the hooks of their teams, in this process.
-
-        `process_event` gets them one by one, `process_event_batch`, of apps without it, all of a
-        team at once.
-
-        Args:
-            events: events as for `process_event`.
-
-        Returns:
-            The events that came out, team by team.
-
-        Raises:
-            EventError, PayloadError: one is no event; no hook has run.
-        """
+        """Pass events through hooks, as `posthog_jobs.process_events`."""
         return self.runtime.process_events(events)
 
     def capture(self, event: object) -> JobHandle:
-        """Hand an event to a worker, which runs `process_event` and then `on_event`.
-
-        Args:
-            event: as for `process_event`.
-
-        Returns:
-            A handle, as jobs have it.
-
-        Raises:
-            EventError, PayloadError: it is no event, or too large; nothing was enqueued.
-            BrokerUnavailableError: the broker did not take it.
-        """
-        runtime, sender = self.runtime, self._sender
-        checked = copy.deepcopy(
-            check_event(event, default_team_id=runtime.settings.default_team_id)
-        )
-        size = sender.measure(checked)
-        task_id = str(uuid4())
-        now = datetime.now(UTC)
-
-        def send() -> tuple[str, datetime]:
-            sender.capture(checked, task_id, size)
-            return task_id, now
-
-        what = f"capturing {checked['event']!r}"
-        return JobHandle(task_id, now, runtime.outbox, send, what)
+        """Hand an event to a worker, as `posthog_jobs.capture`."""
+        return self.runtime.capture(event)
 
     @property
     def schedule(self) -> Schedule:
@@ -267,37 +178,13 @@ class PostHogJobs(Celery):
 
         Its methods raise StoreUnavailableError when Redis does not answer.
         """
-        runtime = self.runtime
-        store = RedisStore(self.server)
         return Apps(
-            runtime,
-            store,
+            self.runtime,
+            RedisStore(self.server),
             schedule=lambda: self.schedule,
-            purge=runtime.metas.purge,
+            purge=self.runtime.metas.purge,
             stop_ticks=self.ticks.stop,
         )
-
-    def register_jobs(self) -> list[str]:
-        """Register a task for each job that is exported now, and drop those of other jobs.
-
-        Returns:
-            The names of the tasks that were dropped.
-        """
-        exported = {
-            task_name(installation.definition.name, job_name)
-            for installation in self.runtime.installations
-            for job_name in installation.definition.jobs
-        }
-        dropped = [
-            name
-            for name, task in list(self.tasks.items())
-            if isinstance(task, JobTask) and name not in exported
-        ]
-        for name in dropped:
-            del self.tasks[name]
-        for name in exported:
-            self.tasks[name]
-        return dropped
 
     @property
     def failures(self) -> Failures:
@@ -315,11 +202,8 @@ class PostHogJobs(Celery):
         """The runs of `run_every_minute` and its like."""
         schedule = self.schedule if self.broker.knows_keys else None
         # the broker's if it is Redis, though there be another one: by its clock ticks are due
-        return Ticks(self.runtime, Ledger(self.broker.records), schedule, self._send_tick)
-
-    def _send_tick(self, tick: Tick, *, key: str | None) -> bool:
-        sent: bool = self.tasks[tick.task].send(tick, key=key)
-        return sent
+        ledger, tasks = Ledger(self.broker.records), self.tasks
+        return Ticks(self.runtime, ledger, schedule, lambda t, key: tasks[t.task].send(t, key))
 
     def meta_for(self, app_id: str) -> Meta:
         """Return an installation's `meta`, to trigger its jobs from outside of the app.
@@ -358,11 +242,10 @@ class PostHogJobs(Celery):
         """
         if self.settings.metrics_port is None:
             return None
-        from posthog_jobs.operate.metrics import SCRAPE_TIMEOUT, Metrics  # noqa: PLC0415  # of an extra
+        from posthog_jobs.operate.metrics import SCRAPE_LIMITS, Metrics  # noqa: PLC0415  # of an extra
 
-        limits = {"socket_timeout": SCRAPE_TIMEOUT, "socket_connect_timeout": SCRAPE_TIMEOUT}
-        broker = redis_server(partial(self.connection_for_write, transport_options=limits))
-        metrics = Metrics(self, broker, queues)
+        connect = partial(self.connection_for_write, transport_options=SCRAPE_LIMITS)
+        metrics = Metrics(self, redis_server(connect), queues)
         self.on_job_end = metrics.count
         signals.worker_shutdown.connect(metrics.close)
         return metrics
@@ -397,8 +280,8 @@ class PostHogJobs(Celery):
             eta: when it is due.
             task_id: its id, if it has one.
             arguments: what else Celery's takes, in its order.
-            sending: what tells the caller what became of this message, and is entered.
             options: what else Celery's takes, by name.
+            sending: what tells the caller what became of this message, and is entered.
 
         Raises:
             JobCallError: one of our tasks does not take such arguments; nothing was sent.
@@ -406,46 +289,25 @@ class PostHogJobs(Celery):
             ConfigurationError: on RabbitMQ, the names of two queues would make it run twice, or
                 the queue or its exchange is there and of another kind.
         """
-        task = options.get("task_type") or self._known_task(name)
+        task = options.get("task_type") or self.tasks.known(name)
         if isinstance(task, DurableTask):
             options = task.options_for(args or (), kwargs or {}, options)
         options.setdefault("retry_policy", self.retry_policy)
-        if sending is not None:
-            return self._send(sending.id, name, args, kwargs, countdown, eta, *arguments, **options)
-        with Sending(task_id or str(uuid4()), self.settings.enqueue_timeout) as message:
-            return self._send(message.id, name, args, kwargs, countdown, eta, *arguments, **options)
-
-    def _send(  # noqa: PLR0913, PLR0917  # as above
-        self,
-        task_id: str,
-        name: str,
-        args: Any,
-        kwargs: Any,
-        countdown: float | None,
-        eta: Any,
-        *arguments: Any,
-        **options: Any,
-    ) -> Any:
         send = partial(super().send_task, name, args, kwargs)
         delays = self.broker.delays
+        message = sending or Sending(task_id or str(uuid4()), self.settings.enqueue_timeout)
+        arguments = (message.id, *arguments)
         try:
-            if delays is not None and (countdown or eta):
-                return delays.send(send, countdown, eta, task_id, *arguments, **options)
-            if countdown and not eta:
-                # as Celery does, without the detour over its time zones, which takes 0.1 ms
-                due = datetime.now(UTC) + timedelta(seconds=countdown)
-                countdown, eta = None, due.isoformat()
-            return send(countdown, eta, task_id, *arguments, **options)
+            with nullcontext() if sending else message:
+                if delays is not None and (countdown or eta):
+                    return delays.send(send, countdown, eta, *arguments, **options)
+                if countdown and not eta:
+                    # as Celery does, without the detour over its time zones, which takes 0.1 ms
+                    due = datetime.now(UTC) + timedelta(seconds=countdown)
+                    countdown, eta = None, due.isoformat()
+                return send(countdown, eta, *arguments, **options)
         except PreconditionFailed as error:
             raise rabbitmq.name_is_taken(error) from error
-
-    def _known_task(self, name: str) -> Task | None:
-        """Return the task that is sent by its name, as `celery call` and beat do."""
-        try:
-            task: Task = self.tasks[name]
-        except NotRegistered:
-            return None
-        return task
 
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Return what publishes, as Celery's own does.
@@ -455,26 +317,8 @@ class PostHogJobs(Celery):
         """
         message = this_thread.sending
         if producer is None and message is not None and message.around is not None:
-            return self._spare_producer()
+            return self._spares.acquire()
         return super().producer_or_acquire(producer)
-
-    @contextmanager
-    def _spare_producer(self) -> Iterator[Any]:
-        try:
-            producer = self._spares.pop()
-        except IndexError:
-            producer = self.connection_for_write().Producer()
-        try:
-            yield producer
-        except BaseException:
-            producer.connection.release()
-            raise
-        self._spares.append(producer)
-
-    def _forget_parent(self) -> None:
-        # kept, for to let go of the parent's connections may be to close them
-        self._parents.append(self._spares)
-        self._spares = deque()
 
     def connection_for_write(self, url: Any = None, *arguments: Any, **options: Any) -> Connection:
         """Return a connection to send over, which waits for no answer longer than it shall."""
@@ -488,7 +332,8 @@ class PostHogJobs(Celery):
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
-        adopt(conf)
+        if not isinstance(conf, Conf):
+            conf = self._conf = Conf.of(conf)
         # over Celery's defaults, under all that is configured
         conf.maps.insert(-1, {**DEFAULTS, **rabbitmq.defaults(conf)})
         return conf
@@ -510,11 +355,7 @@ class PostHogJobs(Celery):
         return super()._connection(url, **options)
 
     def store_server(self) -> RedisServer | None:
-        """Return the Redis of `posthog_jobs_redis_url`, or None where there is none.
-
-        Raises:
-            ConfigurationError: a setting cannot work.
-        """
+        """Return the Redis of `posthog_jobs_redis_url`, or None where there is none."""
         url = self.settings.redis_url
         return None if url is None else redis_server(partial(self._store_connection, url))
 
@@ -524,24 +365,23 @@ class PostHogJobs(Celery):
             return self.amqp.Connection(url)
         return self.connection_for_write(url)
 
-    def _on_import_modules(self, **_: Any) -> None:
+    def _register_jobs(self, **_: Any) -> None:
         """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""
-        self.register_jobs()
+        self.tasks.register_jobs(self.runtime.installations)
 
     def _on_child(self, **_: Any) -> None:
         """Let a pool's child take changes though no job comes to it."""
-        if self._runtime is not None and self._parents:
-            threading.Thread(
-                target=self._runtime.registry.follow, name="posthog_jobs.follow", daemon=True
-            ).start()
+        if self._made_runtime is not None and self._pid != os.getpid():
+            follow = self._made_runtime.registry.follow
+            threading.Thread(target=follow, name="posthog_jobs.follow", daemon=True).start()
 
     def _tear_down(self, **_: Any) -> None:
-        if self._runtime is not None:
-            self._runtime.tear_down()
+        if self._made_runtime is not None:
+            self._made_runtime.tear_down()
 
 
 def _configured() -> PostHogJobs:
-    """Return the app with the configuration of $CELERY_CONFIG_MODULE, else of celeryconfig.py."""
+    """Return the app as $CELERY_CONFIG_MODULE configures it, else celeryconfig.py."""
     module = os.environ.get("CELERY_CONFIG_MODULE")
     if not module and Path("celeryconfig.py").is_file():
         module = "celeryconfig"

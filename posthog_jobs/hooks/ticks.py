@@ -196,24 +196,17 @@ class Hooks(Protocol):
         """Return what runs a hook; None if the app has none of that name."""
 
 
-class TickSender(Protocol):
-    """What brings a tick to the broker."""
-
-    def __call__(self, tick: Tick, *, key: str | None) -> bool:
-        """Have a tick wait until it is due, with a key unless one waits under it already.
-
-        Returns:
-            Whether it waits now, and none did before.
-        """
-
-
 class Ticks:
     """Schedules, runs and stops the ticks of the installed apps."""
 
     __slots__ = ("_hooks", "_schedule", "_send", "ledger")
 
     def __init__(
-        self, hooks: Hooks, ledger: Ledger, schedule: Schedule | None, send: TickSender
+        self,
+        hooks: Hooks,
+        ledger: Ledger,
+        schedule: Schedule | None,
+        send: Callable[[Tick, str | None], bool],
     ) -> None:
         """Do nothing yet.
 
@@ -221,7 +214,8 @@ class Ticks:
             hooks: who is installed.
             ledger: what all workers know.
             schedule: what waits on the broker; None for RabbitMQ, which knows no keys.
-            send: brings a tick to the broker.
+            send: has a tick wait until it is due, with a key unless one waits under it already;
+                returns whether it waits now, and none did before.
         """
         self._hooks: Final = hooks
         self._schedule: Final = schedule
@@ -259,7 +253,7 @@ class Ticks:
                 and last < tick.boundary
             ):
                 logger.warning("%s of app id %r missed %s", hook, app_id, tick.boundary)
-                self._send(tick, key=None)
+                self._send(tick, None)
 
     def stop(self, app_id: str) -> None:
         """Cancel the ticks of an installation that was removed, and forget which ones ran.
@@ -343,11 +337,11 @@ class Ticks:
         """Have an installation's next tick wait; return whether none did."""
         tick = replace(tick, boundary=boundary_after(tick.hook, now))
         if self._schedule is not None:
-            return self._send(tick, key=KEY)
+            return self._send(tick, KEY)
         if not self.ledger.claim(tick, now):
             return False
         try:
-            return self._send(tick, key=None)
+            return self._send(tick, None)
         except BaseException:
             self.ledger.disclaim(tick)
             raise

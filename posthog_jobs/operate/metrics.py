@@ -52,7 +52,7 @@ logger = get_logger(__name__)
 HOST: Final = "127.0.0.1"
 
 #: Seconds to connect to the broker, and for a reply, when it is asked for what it holds.
-SCRAPE_TIMEOUT: Final = 1.0
+SCRAPE_LIMITS: Final = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 
 _LABELS: Final = ("app", "job")
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)

@@ -347,6 +347,6 @@ class JobConsumer(Consumer):
         return {queue.name: channel.lists_of(queue.name) for queue in list(consumer.queues)}
 
     def _take_change(self) -> None:
-        for name in self.app.register_jobs():
+        for name in self.app.tasks.register_jobs(self.app.runtime.installations):
             self.strategies.pop(name, None)
         self.see_to_apps()

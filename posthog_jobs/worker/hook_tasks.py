@@ -174,7 +174,7 @@ class TickTask(_HookTask):
                 self.again(error, policy, waited, {WAITED_HEADER: waited + 1}, retries=retries)
             self.again(error, policy, retries, retries=retries + 1)
 
-    def send(self, tick: Tick, *, key: str | None) -> bool:
+    def send(self, tick: Tick, key: str | None = None) -> bool:
         """Have a tick wait until it is due; with a key, unless one waits under it already.
 
         Returns:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.apps.registry import Registry
@@ -14,7 +16,7 @@ from posthog_jobs.jobs.execution import LoopCaller, ReadyJob, call, ready_job
 from posthog_jobs.jobs.message import ABSENT
 from posthog_jobs.jobs.retry import ON_EXPORT_RETRY, ON_RETRY_ERROR
 from posthog_jobs.jobs.running import BY_HAND
-from posthog_jobs.jobs.trigger import Outbox
+from posthog_jobs.jobs.trigger import JobHandle, Outbox
 from posthog_jobs.meta.meta import Metas
 
 if TYPE_CHECKING:
@@ -202,6 +204,26 @@ class Runtime:
                 for team_id, batch in teams.items()
                 for processed in process_events(batch, self.installations.of_team(team_id), meta)
             ]
+
+    def capture(self, event: object) -> JobHandle:
+        """Hand an event to a worker, which runs `process_event` and then `on_event`.
+
+        Returns:
+            A handle, as jobs have it.
+
+        Raises:
+            EventError, PayloadError: it is not an event, or too large; nothing was enqueued.
+            BrokerUnavailableError: the broker did not take it.
+        """
+        sender, now, task_id = self.outbox.sender, datetime.now(UTC), str(uuid4())
+        checked = copy.deepcopy(check_event(event, default_team_id=self.settings.default_team_id))
+        size = sender.measure(checked)
+
+        def send() -> tuple[str, datetime]:
+            sender.capture(checked, task_id, size)
+            return task_id, now
+
+        return JobHandle(task_id, now, self.outbox, send, f"capturing {checked['event']!r}")
 
     def on_event(
         self, event: dict[str, Any], retry: Callable[[Installation, Exception], None]

@@ -28,6 +28,7 @@ from posthog_jobs.broker.envelope import (
     describe,
     described,
     retry_headers,
+    task_name,
 )
 from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.broker.transport.sending import is_away
@@ -54,12 +55,13 @@ from posthog_jobs.worker.configuration import check_not_eager
 from posthog_jobs.worker.job_ends import SentAgain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from celery import Celery
     from celery.app.task import Context
     from celery.worker.consumer import Consumer
 
+    from posthog_jobs.apps.installation import Installation
     from posthog_jobs.jobs.execution import ReadyJob
     from posthog_jobs.jobs.retry import Policy
 
@@ -442,6 +444,35 @@ class JobRegistry(TaskRegistry):
     """
 
     app: Celery
+
+    def known(self, name: str) -> Task | None:
+        """Return the task of a name, if it can be one's: `celery call` and beat send by names."""
+        try:
+            return self[name]
+        except self.NotRegistered:
+            return None
+
+    def register_jobs(self, installations: Iterable[Installation]) -> list[str]:
+        """Register a task for each job that is exported now, and drop those of other jobs.
+
+        Returns:
+            The names of the tasks that were dropped.
+        """
+        exported = {
+            task_name(installation.definition.name, job_name)
+            for installation in installations
+            for job_name in installation.definition.jobs
+        }
+        dropped = [
+            name
+            for name, task in list(self.items())
+            if isinstance(task, JobTask) and name not in exported
+        ]
+        for name in dropped:
+            del self[name]
+        for name in exported:
+            self[name]
+        return dropped
 
     def __missing__(self, name: object) -> Task:
         match = _JOB_TASK.match(name) if isinstance(name, str) else None

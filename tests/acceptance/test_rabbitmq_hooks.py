@@ -111,7 +111,7 @@ class TestTicks:
             for before in (2, 0, 0):  # the first one waited for a worker
                 boundary = boundary_before(hook, now) - before * PERIODS[hook]
                 tick = Tick(app_id="ticking", hook=hook, boundary=boundary)
-                jobs_app.tasks[f"posthog_jobs.{hook}"].send(tick, key=None)
+                jobs_app.tasks[f"posthog_jobs.{hook}"].send(tick)
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 
         for what in ("minute", "hour", "day"):
@@ -151,7 +151,7 @@ class TestTicks:
 
         boundary = boundary_before("run_every_hour", jobs_app.ticks.ledger.now())
         tick = Tick(app_id="new", hook="run_every_hour", boundary=boundary)
-        jobs_app.tasks["posthog_jobs.run_every_hour"].send(tick, key=None)
+        jobs_app.tasks["posthog_jobs.run_every_hour"].send(tick)
 
         celery_setup.worker.assert_log_exists("run_every_hour of app id 'new' ends: ")
         assert jobs_app.ticks.ledger.last("new", "run_every_hour") is None

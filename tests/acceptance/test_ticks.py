@@ -380,7 +380,7 @@ class TestWorkers:
         for hook in PERIODS:
             for app_id in ("raising", "ticking", "ticking"):
                 tick = current(jobs_app, hook, app_id)
-                jobs_app.tasks[tick.task].send(tick, key=None)
+                jobs_app.tasks[tick.task].send(tick)
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 
         for what in ("minute", "hour", "day"):
@@ -459,7 +459,7 @@ class TestBlocking:
         """Bad input: a hook that blocks takes one place of the pool; the other runs what comes."""
         for before in (2, 1, 0):
             tick = current(jobs_app, "run_every_minute", "blocking", before=before)
-            jobs_app.tasks[tick.task].send(tick, key=None)
+            jobs_app.tasks[tick.task].send(tick)
         wait_for(jobs_app, "minute", app_id="blocking")
         jobs_app.meta_for("ticking").jobs.alive().run_now()
 

@@ -142,7 +142,7 @@ def test_what_celery_call_and_beat_cannot_send(idle_app: PostHogJobs) -> None:
         with pytest.raises(SchedulingError, match=refusal) as caught:
             Scheduler(idle_app, lazy=True).apply_async(entry)
         assert isinstance(caught.value.__context__, JobCallError)
-        idle_app.register_jobs()
+        idle_app.tasks.register_jobs(idle_app.runtime.installations)
     with pytest.raises(JobCallError, match=refusal):
         idle_app.send_task(name)
     assert idle_app.schedule.count() == 0

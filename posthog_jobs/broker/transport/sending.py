@@ -6,6 +6,7 @@ sender, what it took from it last, so that the next attempt is told that it has 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 from uuid import uuid4
 
 from amqp.exceptions import AMQPError, MessageNacked
+from celery.app.amqp import AMQP
+from celery.utils.nodenames import anon_nodename
 from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
@@ -27,8 +30,10 @@ from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.execution import after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from celery import Celery
 
     from posthog_jobs.broker.redis import Keys
     from posthog_jobs.broker.transport.connection import Connection
@@ -304,3 +309,68 @@ def publishing() -> Iterator[None]:
             f"the broker did not take a message: {error}; see that it runs, and that broker_url is "
             "right"
         ) from error
+
+
+_HOSTNAME: Final = socket.gethostname()
+
+
+class MessageMaker(AMQP):
+    """Celery's maker of messages, without its lock that a signal's handler could wait for."""
+
+    def __init__(self, app: Celery) -> None:
+        super().__init__(app)
+        self._making = threading.RLock()
+        self._made: Any = None
+
+    @property
+    def producer_pool(self) -> Any:
+        """The pool; Celery would set its limit, of two first sends at once, while one uses it."""
+        if self._made is None or self._made is not self._producer_pool:
+            with self._making:
+                self._made = super().producer_pool
+        return self._made
+
+    def as_task_v2(self, *arguments: Any, **options: Any) -> Any:
+        """Make a message; Celery would look up this host's name, each time, under the lock."""
+        options.setdefault("origin", anon_nodename(_HOSTNAME))
+        return super().as_task_v2(*arguments, **options)
+
+
+class SpareProducers:
+    """Producers for what is sent while another message is being sent, as by a signal's handler.
+
+    They are none of a pool's, all of which may belong to who waits for it, and there is no lock,
+    which might be what the handler interrupted.
+    """
+
+    __slots__ = ("__weakref__", "_connect", "_parents", "_spares")
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            connect: gives a connection of kombu's to send over.
+        """
+        self._connect: Final = connect
+        self._spares: deque[Any] = deque()
+        self._parents: Final[list[deque[Any]]] = []
+        after_fork(self._forget_parent)
+
+    @contextmanager
+    def acquire(self) -> Iterator[Any]:
+        """Give a producer that nobody else uses meanwhile."""
+        try:
+            producer = self._spares.pop()
+        except IndexError:
+            producer = self._connect().Producer()
+        try:
+            yield producer
+        except BaseException:
+            producer.connection.release()
+            raise
+        self._spares.append(producer)
+
+    def _forget_parent(self) -> None:
+        # kept, for to let go of the parent's connections may be to close them
+        self._parents.append(self._spares)
+        self._spares = deque()
