@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from posthog_jobs.apps.installation import Installation
     from posthog_jobs.jobs.function import Function
-    from posthog_jobs.meta.meta import Meta
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def check_event(event: object, *, default_team_id: int) -> Event:
 
 
 def process_event(
-    event: Event, installations: Iterable[Installation], meta: Callable[[Installation], Meta]
+    event: Event, installations: Iterable[Installation], meta: Callable[[Installation], object]
 ) -> Event | None:
     """Pass one event through the hooks, as `process_events` does.
 
@@ -131,7 +130,7 @@ def process_event(
 def process_events(
     events: Iterable[Event],
     installations: Iterable[Installation],
-    meta: Callable[[Installation], Meta],
+    meta: Callable[[Installation], object],
 ) -> list[Event]:
     """Pass events through each `process_event`, in order; `process_event_batch` where is none.
 
@@ -165,7 +164,7 @@ def process_events(
 def on_event(
     event: Event,
     installations: Iterable[Installation],
-    meta: Callable[[Installation], Meta],
+    meta: Callable[[Installation], object],
     retry: Callable[[Installation, Exception], None],
 ) -> None:
     """Show a processed event to each `on_event`, in order; to `on_snapshot` if it is a snapshot.
@@ -193,7 +192,7 @@ def on_event(
             )
 
 
-def processed(name: str, hook: Function, events: list[Event], meta: Meta) -> list[Event]:
+def processed(name: str, hook: Function, events: list[Event], meta: object) -> list[Event]:
     """Call one `process_event` or `process_event_batch`.
 
     Args:
@@ -228,7 +227,7 @@ def _passed(
     name: str,
     events: list[Event],
     installation: Installation,
-    meta: Callable[[Installation], Meta],
+    meta: Callable[[Installation], object],
 ) -> list[Event]:
     """Return what a hook makes of events; if it fails, the same ones."""
     what = f"event {events[0]['event']!r}" if name == "process_event" else f"{len(events)} event(s)"
