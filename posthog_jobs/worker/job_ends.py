@@ -113,7 +113,8 @@ class JobEnd:
     delay: float | None = None
 
 
-def tell(
+def tell(  # what a request knows of itself
+    error: BaseException | None,
     headers: Mapping[str, Any],
     eta: datetime | None,
     start: float | None,
@@ -123,12 +124,16 @@ def tell(
     """Tell the log, and a listener, that a delivery has ended just now.
 
     Args:
+        error: what ended it; None if it ran to its end.
         headers: its message's, which may hold anything.
         eta: when it was due, where its headers do not say.
         start: when it started, in seconds since the epoch; None if it did not.
         listener: who is told beside the log.
         facts: what else a `JobEnd` has.
     """
+    result, reason, delay = (Result.SUCCEEDED, None, None) if error is None else result_of(error)
+    if listener is None and not logger.isEnabledFor(_LEVELS[result]):
+        return
     due = headers.get(DUE_HEADER, headers.get(SENT_HEADER))
     if isinstance(due, int) and abs(due) < _LAST_MS:
         due /= 1000
@@ -140,6 +145,9 @@ def tell(
         # the due time is by Redis' clock, or its sender's, and the start by this machine's
         lateness=None if start is None or due is None else max(0.0, start - due),
         duration=None if start is None else time() - start,
+        result=result,
+        reason=reason,
+        delay=delay,
         **facts,
     )
     write(end)
@@ -186,11 +194,6 @@ def reason_of(error: BaseException) -> Reason:
         if isinstance(error, kind):
             return reason
     return Reason.EXCEPTION
-
-
-def is_logged(result: Result) -> bool:
-    """Tell whether the log has a line for a job that ended so, by the worker's log level."""
-    return logger.isEnabledFor(_LEVELS[result])
 
 
 def write(end: JobEnd) -> None:

@@ -9,7 +9,6 @@ import re
 from contextlib import contextmanager
 from datetime import MAXYEAR, MINYEAR
 from inspect import signature
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import uuid4
 
@@ -33,11 +32,10 @@ from posthog_jobs.broker.failure import FailedJob, is_word
 from posthog_jobs.jobs.due import LAST_DUE
 from posthog_jobs.redaction import showable
 from posthog_jobs.worker import job_ends
-from posthog_jobs.worker.job_ends import Result
 from posthog_jobs.worker.pools import can_cancel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from celery.concurrency.base import BasePool
 
@@ -116,7 +114,7 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
     worker: str,
     traceback: str = "",
     started: float | None = None,
-    headers: Mapping[str, Any] = MappingProxyType({}),
+    app_id: str = "",
 ) -> str:
     """See to it that the message is kept as failed when it is acknowledged.
 
@@ -128,13 +126,14 @@ def keep(  # noqa: PLR0913  # keyword-only facts about one failure
         worker: name of the worker.
         traceback: where it was raised.
         started: when the attempt began, in seconds since the epoch.
-        headers: what the message's own headers may lack.
+        app_id: the installation that it is for; a stock producer's headers do not say.
 
     Returns:
         The id that it will be kept under.
     """
+    known = {APP_HEADER: app_id} if app_id else {}
     failure = FailedJob.of(
-        {**headers, **message.headers} if isinstance(message.headers, dict) else {},
+        {**known, **message.headers} if isinstance(message.headers, dict) else {},
         fallback_id=str(uuid4()),
         reason=reason,
         error=error,
@@ -196,6 +195,9 @@ class Request(celerys.Request):
     Celery looks in a longer way.
     """
 
+    #: The installation that it is for; empty if it is for none.
+    app_id = ""
+
     #: What has ended the task, and where that was raised, while that is being dealt with.
     _cause: tuple[BaseException, str] | None = None
 
@@ -255,7 +257,7 @@ class Request(celerys.Request):
                     worker=self.hostname,
                     traceback=traceback,
                     started=self.time_start,
-                    headers=self._headers(),
+                    app_id=self.app_id,
                 )
         super().acknowledge()
 
@@ -286,10 +288,6 @@ class Request(celerys.Request):
     def _tell(self, error: BaseException | None) -> None:
         """Tell that this delivery has ended, and by what."""
 
-    def _headers(self) -> dict[str, Any]:
-        """Return what the message's headers may lack."""
-        return {}
-
     def _announce_revoked(self, *args: Any) -> None:
         with self._ended_by(Ignore()):
             super()._announce_revoked(*args)
@@ -306,12 +304,8 @@ class JobRequest(Request):
     """A request of one of our own tasks: `inspect` and Flower see the size of its payload alone.
 
     Its message names no other task, keeps no result, and is sent again only to where it came from.
-
-    Attributes:
-        app_id: the installation that it is for; empty if it is for none.
     """
 
-    app_id: str
     time_limits: tuple[float | None, float | None]
     _told = False
 
@@ -353,31 +347,18 @@ class JobRequest(Request):
         if self._told:
             return
         self._told = True
-        listener = self.app.on_job_end
-        result, reason, delay = (
-            (Result.SUCCEEDED, None, None) if error is None else job_ends.result_of(error)
-        )
-        if listener is None and not job_ends.is_logged(result):
-            return
         app, job = self.subject
         job_ends.tell(
+            error,
             self.request_dict,
             self.eta,
             self.time_start,
-            listener,
+            self.app.on_job_end,
             app_id=self.app_id,
             app=app,
             job=job,
             id=self.id,
-            result=result,
-            reason=reason,
-            delay=delay,
         )
-
-    def _headers(self) -> dict[str, Any]:
-        # a stock producer does not set ours
-        headers: dict[str, Any] = self.task.headers_of(self.args)
-        return headers
 
 
 def _check_task(request: Request) -> None:

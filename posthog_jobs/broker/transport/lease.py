@@ -51,7 +51,7 @@ class Lease:
         max_failures: how many failed jobs are kept on the broker.
 
     Attributes:
-        on_apps_version: called with the version of the installed apps, as each turn finds it.
+        on_apps_version: called with another version of the installed apps than before.
         on_promoted: called with how many messages a turn promoted, if it did.
         on_refused: called where a message that cannot even be read is kept as failed.
     """
@@ -67,6 +67,7 @@ class Lease:
         self.seconds = seconds
         self.inflight = keys.inflight(self.owner)
         self.on_apps_version: Callable[[int], object] | None = None
+        self._apps_version: int | None = None
         self.on_promoted: Callable[[int], object] | None = None
         self.on_refused: Callable[[], object] | None = None
         self._pool, self._commands, self._keys = pool, Connection(pool), keys
@@ -179,7 +180,8 @@ class Lease:
 
     def note(self, reply: list[Any]) -> None:
         """Look at what a turn says of the lease, the installed apps, and the schedule."""
-        if self.on_apps_version is not None:
+        if self.on_apps_version is not None and reply[2] != self._apps_version:
+            self._apps_version = reply[2]
             self.on_apps_version(reply[2])
         if reply[3] and self.on_promoted is not None:
             self.on_promoted(reply[3])

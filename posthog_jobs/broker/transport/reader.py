@@ -63,7 +63,14 @@ class Reader:
                 info["exchange"], info["routing_key"] = "", queue
                 if "redelivered" in message or "redelivered" in (message.get("headers") or ()):
                     info["redelivered"] = True
-            return None if queue and self._is_postponed(tag, queue, message) else message
+            # nearly every one is not even looked at for when it is due
+            return (
+                None
+                if queue
+                and (message.get("headers") or {}).get("eta")
+                and self._is_postponed(tag, queue, message)
+                else message
+            )
         except UNREACHABLE:
             raise
         except Exception as error:  # a message that is not ours may hold anything
@@ -77,7 +84,7 @@ class Reader:
 
         One that is due loses its `eta`, or Celery would send it through a timer.
         """
-        headers = message.get("headers") or {}
+        headers = message["headers"]
         due = envelope.due_of(headers)
         if due is None:
             return False
