@@ -6,11 +6,12 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from posthog_jobs.errors import AppRaisedError, PostHogJobsError, RetriesExhaustedError, RetryError
-from posthog_jobs.jobs.due import due_at, due_in
+from posthog_jobs.jobs.due import due_at, due_in, moment_of
 from posthog_jobs.jobs.message import ABSENT, Steered
 from posthog_jobs.jobs.payload import dumps, loads, measure
 from posthog_jobs.jobs.retry import delay_after
@@ -41,7 +42,9 @@ class Clock:
             now: an aware datetime; None for the present, which app code that asks Python for the
                 time reckons from, too.
         """
-        self._now = datetime.now(UTC) if now is None else due_at(now, now=_FIRST, call="Clock")
+        # whole milliseconds, as due times have them: a delay is then what it was asked to be
+        present = moment_of(time_ns() // 1_000_000)
+        self._now = present if now is None else due_at(now, now=_FIRST, call="Clock")
 
     @property
     def now(self) -> datetime:
