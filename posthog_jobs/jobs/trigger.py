@@ -254,7 +254,10 @@ class TriggerableJob:
                 "needs a payload", f"pass one, which may be None, or write it as {job.name}(meta)"
             )
         if key is not None and not _is_key(key):
-            self._refuse(f"cannot have the key {key!r:.60}", "use 1 to 200 printable characters")
+            shown = repr(key[:40]) if isinstance(key, str) else repr(key)[:60]
+            self._refuse(
+                f"cannot have the key {shown}", f"use 1 to {_MAX_KEY} printable characters"
+            )
         if if_waiting not in ("replace", "keep"):
             self._refuse(f"cannot have if_waiting={if_waiting!r:.60}", 'use "replace" or "keep"')
         origin = self._origin
