@@ -14,17 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID, uuid5
 
+from posthog_jobs import errors
 from posthog_jobs.broker.redis import reaching_broker, renewed_lock, unavailable
-from posthog_jobs.errors import (
-    AppBusyError,
-    AppDisabledError,
-    AppError,
-    AppLoadError,
-    AppRemovedError,
-    AppSetupError,
-    RetryError,
-    UnsupportedByBrokerError,
-)
 from posthog_jobs.jobs.retry import NEVER, ON_TICK_RETRY, UNTIL_FREE, delay_after
 
 if TYPE_CHECKING:
@@ -178,7 +169,7 @@ class Ledger:
             client, keys = self._server.connected()
         with renewed_lock(client, keys.tick_lock(tick.app_id), LOCK) as is_free:
             if not is_free:
-                raise AppBusyError(
+                raise errors.AppBusyError(
                     f"another run_every_… of app id {tick.app_id!r} goes on, or its worker died "
                     f"within the last {LOCK:g} s"
                 )
@@ -264,7 +255,7 @@ class Ticks:
         if self._schedule is not None:
             for hook in PERIODS:
                 self._schedule.cancel_all(app_id=app_id, job=task_of(hook))
-        with suppress(UnsupportedByBrokerError):
+        with suppress(errors.UnsupportedByBrokerError):
             self.ledger.forget(app_id)
 
     def run(self, tick: Tick, due: float | None) -> None:
@@ -286,13 +277,13 @@ class Ticks:
         now = ledger.now() if is_extra else max(ledger.now(), tick.boundary)
         try:
             run = self._hooks.hook(tick.app_id, tick.hook)
-        except AppLoadError as error:
+        except errors.AppLoadError as error:
             logger.warning("%s of app id %r does not run: %s", tick.hook, tick.app_id, error)
             self._send_next(tick, now)
             return
-        except AppError as error:
+        except errors.AppError as error:
             logger.info("%s of app id %r ends: %s", tick.hook, tick.app_id, error)
-            if isinstance(error, AppDisabledError | AppRemovedError):
+            if isinstance(error, errors.AppDisabledError | errors.AppRemovedError):
                 ledger.forget(tick.app_id)  # what it does not run meanwhile is not made up
             return
         if run is None:
@@ -306,7 +297,9 @@ class Ticks:
             if not is_extra:  # a late one makes up for all that were due when it began
                 ledger.end(replace(tick, boundary=boundary_before(tick.hook, now)))
 
-    def policy(self, tick: Tick, error: AppError | RetryError, attempt: int) -> Policy | None:
+    def policy(
+        self, tick: Tick, error: errors.AppError | errors.RetryError, attempt: int
+    ) -> Policy | None:
         """Return how a tick that did not run to its end is run again.
 
         Args:
@@ -318,13 +311,13 @@ class Ticks:
             None for a tick that is left out: the next one is due before it would run again.
         """
         policy: Policy = ON_TICK_RETRY if tick.is_made_up else NEVER
-        if isinstance(error, AppBusyError):
+        if isinstance(error, errors.AppBusyError):
             policy = UNTIL_FREE
-        elif isinstance(error, AppSetupError) and error.final:
+        elif isinstance(error, errors.AppSetupError) and error.final:
             policy = NEVER
         delay = delay_after(error, policy, attempt)
         if delay is None:
-            is_over = not isinstance(error, RetryError)
+            is_over = not isinstance(error, errors.RetryError)
         else:
             now = self.ledger.now()
             is_over = now + timedelta(seconds=delay) >= boundary_after(tick.hook, now)

@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import (
-    APP_HEADER,
-    CAPTURE,
-    DUE_HEADER,
-    ERROR_HEADER,
-    EXPORT_EVENTS,
-    FLUSH_EXPORT,
-    IF_WAITING_HEADER,
-    KEY_HEADER,
-    ON_EVENT,
-    WAITED_HEADER,
-    describe,
-    described,
-)
+from posthog_jobs.broker import envelope
 from posthog_jobs.broker.transport.sending import Sending, publishing
 from posthog_jobs.errors import AppBusyError, AppSetupError, RetryError
 from posthog_jobs.hooks.events import is_snapshot
@@ -44,7 +31,7 @@ class CaptureTask(DurableTask):
     A snapshot goes to `on_snapshot` alone, as in PostHog.
     """
 
-    name = CAPTURE
+    name = envelope.CAPTURE
 
     def accepts(self, args: Any, kwargs: Any) -> bool:
         """Tell whether the arguments are an event."""
@@ -66,11 +53,11 @@ class CaptureTask(DurableTask):
             "on_event of app id %r runs again in %g s: %s", installation.id, delay, reason
         )
         send = partial(
-            self.app.tasks[ON_EVENT].apply_async,
+            self.app.tasks[envelope.ON_EVENT].apply_async,
             (installation.id, event),
             countdown=delay,
             retries=1,
-            headers={ERROR_HEADER: described(reason)},
+            headers={envelope.ERROR_HEADER: envelope.described(reason)},
         )
         self.send_or_requeue(send)
 
@@ -82,17 +69,17 @@ class _HookTask(DurableTask):
 
     def headers_of(self, args: Any) -> dict[str, Any]:
         """Return the app id, by which the schedule and failed jobs are listed."""
-        return {APP_HEADER: args[0]}
+        return {envelope.APP_HEADER: args[0]}
 
     def describe(self, args: Any) -> str:
         """Return the app id, and the size of the rest."""
-        return describe(args[0], len(dumps(args[1])) if args[1:] else None)
+        return envelope.describe(args[0], len(dumps(args[1])) if args[1:] else None)
 
 
 class OnEventTask(_HookTask):
     """Runs one app's `on_event`, or `on_snapshot`, again."""
 
-    name = ON_EVENT
+    name = envelope.ON_EVENT
 
     def ready(self, app_id: str, event: dict[str, Any]) -> ReadyJob:
         """Return what runs the hook."""
@@ -110,7 +97,7 @@ class OnEventTask(_HookTask):
 class FlushExportTask(_HookTask):
     """Sends what an installation's buffer holds, in batches. At most one of them waits."""
 
-    name = FLUSH_EXPORT
+    name = envelope.FLUSH_EXPORT
 
     def ready(self, app_id: str) -> ReadyJob:
         """Return what empties the buffer."""
@@ -122,13 +109,14 @@ class FlushExportTask(_HookTask):
 
     def headers_of(self, args: Any) -> dict[str, Any]:
         """Return the app id, and the key under which one waits; RabbitMQ knows no keys."""
-        return {APP_HEADER: args[0], KEY_HEADER: "flush", IF_WAITING_HEADER: "replace"}
+        key = {envelope.KEY_HEADER: "flush", envelope.IF_WAITING_HEADER: "replace"}
+        return {envelope.APP_HEADER: args[0], **key}
 
 
 class ExportEventsTask(_HookTask):
     """Brings a batch of events to an installation's `export_events`."""
 
-    name = EXPORT_EVENTS
+    name = envelope.EXPORT_EVENTS
 
     def ready(self, app_id: str, events: list[dict[str, Any]]) -> ReadyJob:
         """Return what runs the hook."""
@@ -163,15 +151,16 @@ class TickTask(_HookTask):
         ticks: Ticks = self.app.ticks
         headers, retries = self.request.headers or {}, self.request.retries
         try:
-            ticks.run(tick, headers.get(DUE_HEADER))
+            ticks.run(tick, headers.get(envelope.DUE_HEADER))
         except (AppBusyError, AppSetupError, RetryError) as error:
             is_busy = isinstance(error, AppBusyError)
-            waited = int(headers.get(WAITED_HEADER, 0)) if is_busy else retries
+            waited = int(headers.get(envelope.WAITED_HEADER, 0)) if is_busy else retries
             policy = ticks.policy(tick, error, waited)
             if policy is None:
                 return
             if is_busy:
-                self.again(error, policy, waited, {WAITED_HEADER: waited + 1}, retries=retries)
+                waits = {envelope.WAITED_HEADER: waited + 1}
+                self.again(error, policy, waited, waits, retries=retries)
             self.again(error, policy, retries, retries=retries + 1)
 
     def send(self, tick: Tick, key: str | None = None) -> bool:
@@ -185,13 +174,13 @@ class TickTask(_HookTask):
         """
         app_id, _, boundary = tick.place
         message = Sending(tick.id, self.app.settings.enqueue_timeout)
-        headers = {} if key is None else {KEY_HEADER: key, IF_WAITING_HEADER: "keep"}
+        keyed = {envelope.KEY_HEADER: key, envelope.IF_WAITING_HEADER: "keep"}
         with publishing(), message:
             self.apply_async(
                 (app_id, boundary),
                 task_id=tick.id,
                 eta=tick.boundary,
-                headers=headers,
+                headers={} if key is None else keyed,
                 sending=message,
             )
         return key is None or (

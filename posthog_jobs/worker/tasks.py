@@ -17,35 +17,10 @@ from celery.exceptions import Ignore, Reject, Retry, Terminated, WorkerLostError
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 
-from posthog_jobs.broker.envelope import (
-    APP_HEADER,
-    AWAY_HEADER,
-    DUE_HEADER,
-    ERROR_HEADER,
-    KEPT_KEY_HEADER,
-    KEY_HEADER,
-    WAITED_HEADER,
-    describe,
-    described,
-    retry_headers,
-    task_name,
-)
+from posthog_jobs import errors
+from posthog_jobs.broker import envelope
 from posthog_jobs.broker.redis import UNREACHABLE
 from posthog_jobs.broker.transport.sending import is_away
-from posthog_jobs.errors import (
-    AppDisabledError,
-    AppError,
-    AppRaisedError,
-    AppRemovedError,
-    AppSetupError,
-    BrokerUnavailableError,
-    JobCallError,
-    LoopUnavailableError,
-    RetriesExhaustedError,
-    RetryError,
-    StoreUnavailableError,
-    UnknownJobError,
-)
 from posthog_jobs.jobs.due import moment_of
 from posthog_jobs.jobs.execution import in_worker
 from posthog_jobs.jobs.message import ABSENT
@@ -74,12 +49,12 @@ _CONTROL: Final = (Ignore, Reject, Retry, Terminated, WorkerLostError)
 
 #: After which a task may be run again later.
 _MAY_PASS: Final = (
-    AppError,
-    BrokerUnavailableError,
-    LoopUnavailableError,
-    RetryError,
-    StoreUnavailableError,
-    UnknownJobError,
+    errors.AppError,
+    errors.BrokerUnavailableError,
+    errors.LoopUnavailableError,
+    errors.RetryError,
+    errors.StoreUnavailableError,
+    errors.UnknownJobError,
 )
 
 
@@ -152,7 +127,7 @@ class DurableTask(Task):
             JobCallError: the task does not take such arguments.
         """
         if not self.accepts(args, kwargs):
-            raise JobCallError(f"{self.name} cannot be sent so: it takes {self.takes}")
+            raise errors.JobCallError(f"{self.name} cannot be sent so: it takes {self.takes}")
         return {
             **options,
             "argsrepr": options.get("argsrepr") or self.describe(args),
@@ -205,18 +180,19 @@ class DurableTask(Task):
             self._wait(error, job)
             raise
         except MemoryError as error:
-            raise AppRaisedError(f"{self.name} raised MemoryError: {error}") from error
+            raise errors.AppRaisedError(f"{self.name} raised MemoryError: {error}") from error
         except _CONTROL as error:
             if error is getattr(request, "ending", None):
                 raise
-            raise AppRaisedError(
+            raise errors.AppRaisedError(
                 f"{self.name} raised {type(error).__name__}, by which Celery would let its message "
                 f"go unseen; return, or raise an exception of your own, instead: {error}"
             ) from error
         except (Exception, SystemExit):
             raise
         except BaseException as error:
-            raise AppRaisedError(f"{self.name} raised {type(error).__name__}: {error}") from error
+            what = f"{self.name} raised {type(error).__name__}: {error}"
+            raise errors.AppRaisedError(what) from error
         finally:
             if end is not None:
                 end()
@@ -228,14 +204,19 @@ class DurableTask(Task):
         Raises:
             SentAgain: it was sent.
         """
-        retries = self.request.retries
-        if isinstance(error, RetryError):
+        retries, headers = self.request.retries, self.request.headers or {}
+        if isinstance(error, errors.RetryError):
             policy = NEVER if job is None else job.retry
             self.again(error, policy, retries, retries=retries + 1)
-        elif not isinstance(error, AppError | UnknownJobError):
-            self._wait_for_server(error)
-        elif job is None:  # else it is the app's code that raised it
-            self._wait_for_app(error)
+        if not isinstance(error, errors.AppError | errors.UnknownJobError):  # a server is away
+            name, waits = envelope.AWAY_HEADER, LOAD_AGAIN
+        elif job is None and not _is_definite(error):
+            name, waits = envelope.WAITED_HEADER, UNTIL_THERE
+        else:
+            return
+        waited = int(headers.get(name, 0))
+        if waits.delay(waited) is not None:
+            self.again(error, waits, waited, {name: waited + 1}, retries=retries)
 
     @property
     def __trace__(self) -> Any:
@@ -297,7 +278,8 @@ class DurableTask(Task):
     def signature_from_request(self, *arguments: Any, **options: Any) -> Any:
         """Return what sends a message again, as Celery does; its own `retry` calls it, too."""
         signature = super().signature_from_request(*arguments, **options)
-        signature.options["headers"] = retry_headers(signature.options.get("headers") or {})
+        headers = signature.options.get("headers") or {}
+        signature.options["headers"] = envelope.retry_headers(headers)
         return signature
 
     def again(
@@ -317,12 +299,13 @@ class DurableTask(Task):
         """
         delay = delay_after(reason, policy, attempt)
         if delay is None:
-            raise RetriesExhaustedError(
+            raise errors.RetriesExhaustedError(
                 f"{self.name} gave up after {attempt + 1} attempts: {reason}"
             ) from reason
         request = self.request
         logger.warning("%s[%s] runs again in %g s: %s", self.name, request.id, delay, reason)
-        known = {**(request.headers or {}), **(headers or {}), ERROR_HEADER: described(reason)}
+        said = {**(headers or {}), envelope.ERROR_HEADER: envelope.described(reason)}
+        known = {**(request.headers or {}), **said}
         signature = self.signature_from_request(
             request, countdown=delay, argsrepr=request.argsrepr, headers=known, **options
         )
@@ -344,33 +327,12 @@ class DurableTask(Task):
             again = Reject(f"the broker is away: {error}", requeue=True)
             raise self._ending(again) from error
 
-    def _wait_for_app(self, reason: Exception) -> NoReturn:
-        """Send the message again, due later, because its app is not there now.
 
-        Raises:
-            SentAgain: it was sent.
-            Exception: the reason, when it waited for 10 minutes, or waiting is of no use.
-        """
-        waited = int((self.request.headers or {}).get(WAITED_HEADER, 0))
-        definite = isinstance(reason, AppDisabledError | AppRemovedError) or (
-            isinstance(reason, AppSetupError) and reason.final
-        )
-        if definite or UNTIL_THERE.delay(waited) is None:
-            raise reason
-        self.again(
-            reason, UNTIL_THERE, waited, {WAITED_HEADER: waited + 1}, retries=self.request.retries
-        )
-
-    def _wait_for_server(self, reason: Exception) -> NoReturn:
-        """Send the message again, due later, because a server that it needs does not answer.
-
-        Raises:
-            SentAgain: it was sent.
-        """
-        waited = int((self.request.headers or {}).get(AWAY_HEADER, 0))
-        self.again(
-            reason, LOAD_AGAIN, waited, {AWAY_HEADER: waited + 1}, retries=self.request.retries
-        )
+def _is_definite(error: Exception) -> bool:
+    """Tell whether it is of no use to wait for an app, which somebody has switched off, for one."""
+    return isinstance(error, errors.AppDisabledError | errors.AppRemovedError) or (
+        isinstance(error, errors.AppSetupError) and error.final
+    )
 
 
 class JobTask(DurableTask):
@@ -407,27 +369,27 @@ class JobTask(DurableTask):
 
     def headers_of(self, args: Any) -> dict[str, Any]:
         """Return the app id, by which the schedule and failed jobs are listed."""
-        return {APP_HEADER: args[0]}
+        return {envelope.APP_HEADER: args[0]}
 
     def describe(self, args: Any) -> str:
         """Return the app id, and the payload's size if there is one."""
         app_id, *payload = args
-        return describe(app_id, len(dumps(payload[0])) if payload else None)
+        return envelope.describe(app_id, len(dumps(payload[0])) if payload else None)
 
 
 def _delivery(request: Context) -> Delivery:
     """Return what a job's message says of this run."""
     headers = request.headers or {}
     due = request.eta  # of a job that waited on RabbitMQ
-    if DUE_HEADER in headers:
-        due = moment_of(headers[DUE_HEADER])
+    if envelope.DUE_HEADER in headers:
+        due = moment_of(headers[envelope.DUE_HEADER])
     elif due is not None:
         due = datetime.fromisoformat(due)
     return Delivery(
         id=request.id,
         attempt=request.retries + 1,
         due=due,
-        key=headers.get(KEY_HEADER) or headers.get(KEPT_KEY_HEADER),
+        key=headers.get(envelope.KEY_HEADER) or headers.get(envelope.KEPT_KEY_HEADER),
     )
 
 
@@ -459,7 +421,7 @@ class JobRegistry(TaskRegistry):
             The names of the tasks that were dropped.
         """
         exported = {
-            task_name(installation.definition.name, job_name)
+            envelope.task_name(installation.definition.name, job_name)
             for installation in installations
             for job_name in installation.definition.jobs
         }
