@@ -290,7 +290,8 @@ def test_cancel(idle_app: PostHogJobs, jobs: Jobs) -> None:
     assert done == Done(
         1,
         f"{one}: does not wait\n{two}: cancelled\n"
-        f"{three}: had left for its queue already: it may be running, or have run\n",
+        f"{three}: had left for its queue already, and is revoked: "
+        "it may be running, or have run\n",
         "",
     )
     done = run(idle_app, "cancel", "--json", one, three)

@@ -52,7 +52,7 @@ _SENTENCES: Final = {
     "cancelled": "cancelled",
     "rescheduled": "moved",
     "queued": "sent to its queue",
-    "promoted": "had left for its queue already: it may be running, or have run",
+    "promoted": "had left for its queue already{}: it may be running, or have run",
     "unknown": "does not wait",
 }
 
@@ -142,7 +142,7 @@ def cancel(app: Operated, *, task_ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs that wait; one that has just left for its queue is revoked."""
     schedule = app.schedule
     outcomes = {task_id: schedule.cancel(task_id) for task_id in dict.fromkeys(task_ids)}
-    _report(outcomes, as_json=as_json)
+    _report(outcomes, promoted=", and is revoked", as_json=as_json)
 
 
 @jobs.command()
@@ -306,12 +306,12 @@ def _described(waiting: WaitingJob) -> dict[str, Any]:
     }
 
 
-def _report(outcomes: dict[str, Steered], *, as_json: bool) -> None:
+def _report(outcomes: dict[str, Steered], *, as_json: bool, promoted: str = "") -> None:
     """Print what became of jobs, and exit with 1 if one of them did not wait."""
     if as_json:
         print_json({task_id: steered.value for task_id, steered in outcomes.items()})
     else:
         for task_id, steered in outcomes.items():
-            click.echo(f"{task_id}: {_SENTENCES[steered.value]}")
+            click.echo(f"{task_id}: {_SENTENCES[steered.value].format(promoted)}")
     if not all(steered.waited for steered in outcomes.values()):
         sys.exit(1)
