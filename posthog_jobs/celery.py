@@ -219,13 +219,10 @@ class PostHogJobs(Celery):
         return self._broker.uri
 
     def doctor(self, *, timeout: float = 2.0) -> list[Finding]:
-        """Look at the broker and the workers, as `celery -A posthog_jobs jobs doctor` does.
+        """Return what `celery -A posthog_jobs jobs doctor` finds at the broker and the workers.
 
         Args:
             timeout: seconds to wait for the workers' answers.
-
-        Returns:
-            What each check found; a check that cannot look finds that.
         """
         from posthog_jobs.operate.doctor import examine  # noqa: PLC0415  # of no use to a producer
 

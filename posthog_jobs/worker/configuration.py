@@ -103,8 +103,8 @@ def checked_scheme(url: str | list[str] | None) -> str:
     scheme = rabbitmq.scheme(url)
     if scheme and scheme not in TRANSPORT_ALIASES and "." not in scheme:
         raise ConfigurationError(
-            f"broker_url has the scheme {scheme!r}, which is no broker; use redis://, rediss://, "
-            "redis+socket://, sentinel:// or amqp://"
+            f"broker_url has the scheme {scheme!r}, which is not a broker's; use redis://, "
+            "rediss://, redis+socket://, sentinel:// or amqp://"
         )
     return scheme
 

@@ -215,7 +215,7 @@ def test_a_broker_that_is_down_is_one_clear_error() -> None:
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
-        ({"broker_url": "no_such_broker://x"}, "'no_such_broker', which is no broker"),
+        ({"broker_url": "no_such_broker://x"}, "'no_such_broker', which is not a broker's"),
         ({"broker_url": ""}, "broker_url is empty"),
         ({"posthog_jobs_app": {}}, "did you mean 'posthog_jobs_apps'?"),
         ({"posthog_jobs_apps": ["teapot"]}, "maps app ids to modules"),

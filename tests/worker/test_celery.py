@@ -75,7 +75,7 @@ def test_apps_beside_the_configuration_are_found(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ("posthog_jobs_apps = {'x': {'modul': 'y'}}", "unknown field 'modul'; did you mean"),
-        ("broker_url = 'redus://x'", "has the scheme 'redus', which is no broker"),
+        ("broker_url = 'redus://x'", "has the scheme 'redus', which is not a broker's"),
         ("accept_content = ['pickle']", "takes JSON alone"),
         ("task_compression = 'brotli'", "set it to gzip, bzip2 or lzma"),
     ],
