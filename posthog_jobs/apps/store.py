@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from posthog_jobs.apps.installation import AppEntry, InstalledApp, read_entry
 from posthog_jobs.broker.redis import APPS_VERSION
+from posthog_jobs.broker.scripts import CHANGE_APP
 from posthog_jobs.errors import ConfigurationError
 from posthog_jobs.jobs.payload import encode, loads
 
@@ -90,9 +91,9 @@ class RedisStore:
         """
 
         def call(redis: Any, keys: Keys) -> InstalledApp:
-            def change(pipe: Any) -> InstalledApp:
-                stored = _snapshot(pipe.hgetall(keys.apps))
-                seconds, microseconds = pipe.time()
+            while True:
+                stored = _snapshot(redis.hgetall(keys.apps))
+                seconds, microseconds = redis.time()
                 before, app = stored.entries.get(app_id), edit(stored.entries)
                 if app.entry == before:
                     return app
@@ -100,13 +101,9 @@ class RedisStore:
                 is_new = before is None or before.is_removed
                 since = version if is_new else app.entry.since
                 entry = replace(app.entry, version=version, since=since)
-                pipe.multi()
-                pipe.hset(keys.apps, mapping={app_id: _encoded(entry), APPS_VERSION: version})
-                return app.stored_as(entry)
-
-            # again where somebody else was faster
-            changed: InstalledApp = redis.transaction(change, keys.apps, value_from_callable=True)
-            return changed
+                values = (stored.version, version, app_id, _encoded(entry))
+                if CHANGE_APP(redis, [keys.apps], values):
+                    return app.stored_as(entry)
 
         return self._server.call(call, _WHAT)
 

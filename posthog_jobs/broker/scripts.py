@@ -57,6 +57,7 @@ def _escape(text: str) -> str:
     return "".join(char if char >= " " else f"\\{ord(char)}" for char in text)
 
 
+CHANGE_APP: Final = Script("change_app", ())
 BIND: Final = Script("bind", ())
 ENQUEUE: Final = Script("enqueue", ())
 BUFFER_EXPORT: Final = Script("buffer_export", ())
