@@ -236,8 +236,17 @@ class DurableTask(Task):
         return _NoBackend(self.app)
 
     def retry(self, *args: Any, throw: bool = True, **kwargs: Any) -> Any:
-        """Send the task again, as Celery's own does."""
-        ending = self._ending(super().retry(*args, throw=False, **kwargs))
+        """Send the task again, as Celery's own does.
+
+        Raises:
+            Reject: the broker is away; this delivery is not acknowledged, and comes again.
+        """
+        try:
+            ending: Exception = super().retry(*args, throw=False, **kwargs)
+        except Reject as unsent:
+            self._requeue_if_away(unsent.reason)
+            raise unsent.reason from None
+        self._ending(ending)
         if throw:
             raise ending
         return ending
@@ -320,9 +329,12 @@ class DurableTask(Task):
         """
         try:
             send()
-        except (OperationalError, *UNREACHABLE) as error:
-            if not is_away(error):
-                raise
+        except Exception as error:
+            self._requeue_if_away(error)
+            raise
+
+    def _requeue_if_away(self, error: Exception) -> None:
+        if isinstance(error, (OperationalError, *UNREACHABLE)) and is_away(error):
             # kept unacknowledged: Celery logs this, and it comes again when the broker is back
             again = Reject(f"the broker is away: {error}", requeue=True)
             raise self._ending(again) from error

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from posthog_jobs.broker.transport.connection import refusal_of
-from posthog_jobs.errors import BrokerUnavailableError
+from posthog_jobs.errors import BrokerUnavailableError, StoreUnavailableError
 from tests.acceptance.test_broker_away import app_for, in_flight
 from tests.conftest import APPS
 from tests.nodes import closed_port, poll
@@ -79,9 +79,17 @@ def gate(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(gate: Path) -> dict[str, Any]:
+def enqueue_timeout() -> float:
+    return 60
+
+
+@pytest.fixture
+def settings(gate: Path, enqueue_timeout: float) -> dict[str, Any]:
     gated = {"module": "tests.samples.gated", "config": {"gate": str(gate)}}
-    return {"posthog_jobs_apps": {**APPS, "gated": gated}, "posthog_jobs_enqueue_timeout": 60}
+    return {
+        "posthog_jobs_apps": {**APPS, "gated": gated},
+        "posthog_jobs_enqueue_timeout": enqueue_timeout,
+    }
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
@@ -174,6 +182,26 @@ def test_what_ends_meanwhile(
     poll("nothing is in flight", lambda: not in_flight(server))
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("enqueue_timeout", [0.5])
+def test_a_retry_that_cannot_be_sent(
+    jobs_app: PostHogJobs,
+    default_worker_container: WorkerProcess,
+    default_redis_broker: RedisProcess,
+    gate: Path,
+) -> None:
+    """Celery's own retry: a job that cannot be sent again in time comes again by itself."""
+    jobs_app.meta_for("recorder").jobs.retry_at_gate(str(gate)).run_now()
+    wait_for(jobs_app, "retry_at_gate")
+    with refusing(default_redis_broker, "READONLY"):
+        gate.touch()
+        poll("it is let go", lambda: "the broker is away" in default_worker_container.logs())
+
+    ran = wait_for(jobs_app, "retry_at_gate", 3)
+    assert [note["attempt"] for note in ran] == [1, 1, 2]
+    assert jobs_app.failures.count() == 0
+
+
 @pytest.mark.parametrize("kind", ["READONLY", "NOREPLICAS", "OOM"])
 def test_a_producer_tries_again(default_redis_broker: RedisProcess, kind: str) -> None:
     """What a process sends, first and later, is tried again within the time that it has."""
@@ -193,6 +221,18 @@ def test_a_producer_tries_again(default_redis_broker: RedisProcess, kind: str) -
         hasty.record(3).run_in(1, "hour")  # so that it has sent something when it is refused again
         sent.result()
     assert app_for(default_redis_broker.url).schedule.count() == 4
+
+
+@pytest.mark.parametrize("kind", ["READONLY", "NOREPLICAS", "OOM"])
+def test_an_app_is_installed_meanwhile(default_redis_broker: RedisProcess, kind: str) -> None:
+    """The refusal is raised, and nothing is stored."""
+    apps = app_for(default_redis_broker.url).apps
+    with (
+        refusing(default_redis_broker, kind),
+        pytest.raises(StoreUnavailableError, match=kind),
+    ):
+        apps.install("tests.samples.recorder", id="another")
+    apps.install("tests.samples.recorder", id="another")
 
 
 def test_which_errors() -> None:
