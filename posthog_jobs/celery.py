@@ -144,7 +144,7 @@ class PostHogJobs(Celery):
     @cached_property
     def broker(self) -> Broker:
         """The broker, as it is configured."""
-        schedule = Schedule(self._broker, revoke=self.control.revoke)
+        schedule = Schedule(self._broker, revoke=self._revoke)
         if rabbitmq.is_configured(self.conf):
             return rabbitmq.RabbitMQBroker(
                 self,
@@ -361,6 +361,10 @@ class PostHogJobs(Celery):
             # the broker's TLS, user and port are not this server's
             return self.amqp.Connection(url)
         return self.connection_for_write(url)
+
+    def _revoke(self, task_id: str) -> None:
+        # not made sooner: a signal's handler that sends may interrupt a process' first send
+        self.control.revoke(task_id)
 
     def _register_jobs(self, **_: Any) -> None:
         """Load the apps before the pool is made, so that `inspect registered` lists their jobs."""

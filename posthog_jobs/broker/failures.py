@@ -239,6 +239,7 @@ class Failures:
 
     def _partitions(self, filters: Filters, state: str = OPEN) -> Sequence[str]:
         app_id, job, reason = filters.get("app_id"), filters.get("job"), filters.get("reason")
+        reason = None if reason is None else Reason(reason)  # so that its text is one, too
         wanted = []
         for name in sorted(self._client.smembers(self._keys.failed_parts)):
             partition = name.decode()

@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from redis.exceptions import LockError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import DataError, LockError, NoPermissionError, RedisError, ResponseError
 
 from posthog_jobs.errors import (
     BrokerUnavailableError,
@@ -226,9 +226,12 @@ def unavailable() -> Iterator[None]:
 
     Raises:
         BrokerUnavailableError: the broker does not answer, or refuses the call.
+        TypeError: an id is not text.
     """
     try:
         yield
+    except DataError as error:
+        raise TypeError(f"an id is a string: {error}") from None
     except UNREACHABLE as error:
         raise BrokerUnavailableError(
             f"the broker does not answer: {error}; see that it runs, and that broker_url is right"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -140,6 +140,7 @@ def test_filters(broken: Broken, failures: Failures) -> None:
         ({"job": "posthog_jobs.recorder.slow"}, [other]),
         ({"reason": Reason.APP_DISABLED}, [elsewhere]),
         ({"reason": Reason.EXCEPTION, "job": "record"}, [one]),
+        ({"reason": "app disabled"}, [elsewhere]),
         ({"app_id": "nobody"}, []),
         ({"before": datetime(2000, 1, 1, tzinfo=UTC)}, []),
         ({"before": datetime.now(UTC) + timedelta(hours=1)}, [elsewhere, other, one]),
@@ -158,7 +159,12 @@ def test_filters(broken: Broken, failures: Failures) -> None:
 
 
 def test_mistakes(failures: Failures) -> None:
-    """Bad input: a limit, cursor or time that is none is refused."""
+    """Bad input: a limit, cursor, time, reason or id that is none is refused."""
+    anything: Any = None
+    with pytest.raises(TypeError, match="an id is a string"):
+        failures.get(anything)
+    with pytest.raises(ValueError, match="'no reason' is not a valid Reason"):
+        failures.list(reason=cast("Any", "no reason"))
     with pytest.raises(PageError):
         failures.list(limit=0)
     with pytest.raises(PageError):
