@@ -56,9 +56,6 @@ _FIXES: Final[dict[type, str]] = {
 #: Deeper than any real payload, and far from what Python's own JSON decoder can nest.
 MAX_DEPTH: Final = 200
 
-#: Python writes no int of more than 4,300 digits.
-MAX_INT_BITS: Final = 14_284
-
 MAX_KEY_BYTES: Final = 1024
 
 
@@ -201,11 +198,6 @@ def _check_leaf(value: object, path: str) -> None:
     elif isinstance(value, Decimal):
         if value.is_nan():
             raise PayloadError(f"{path} is Decimal('NaN'), which equals nothing; use None")
-    elif isinstance(value, int):
-        if value.bit_length() > MAX_INT_BITS:
-            raise PayloadError(
-                f"{path} is an int of over 14,284 bits, too many to write; use bytes"
-            )
     elif not isinstance(value, _CARRIED):
         fix = _FIXES.get(kind, "use JSON values, datetime, date, time, UUID, Decimal or bytes")
         raise PayloadError(f"{path} is of type {kind.__name__}, which cannot travel; {fix}")

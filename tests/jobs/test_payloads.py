@@ -202,7 +202,6 @@ def test_measure() -> None:
         (LunarTime(1), "would not be equal; use a string"),
         (Price("1.05"), "would not be equal; use a string"),
         (LastOfEach(a=[1, 2]), "use a plain dict"),
-        (10**4300, "is an int of over 14,284 bits"),
         ("\ud800", r'use text\.encode\("utf-16", "surrogatepass"\)'),
         ("an emoji: \ud83d\ude00", "as one character"),
     ],
