@@ -17,7 +17,7 @@ from posthog_jobs.worker.job_ends import reason_of
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 LEASE = "worker"
 

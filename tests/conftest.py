@@ -12,13 +12,13 @@ import pytest
 from pytest_celery import CeleryTestSetup
 
 from posthog_jobs.celery import PostHogJobs
-from tests import rabbitmq_node
-from tests.nodes import RedisProcess, WorkerProcess
+from tests.servers import rabbitmq_node
+from tests.servers.nodes import RedisProcess, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.rabbitmq_node import RabbitMQProcess
+    from tests.servers.rabbitmq_node import RabbitMQProcess
 
 #: On a busy machine Python is slow, and no example is at fault.
 _TOLERATED = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]

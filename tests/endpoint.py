@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.nodes import HOST, poll
+from tests.servers.nodes import HOST, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

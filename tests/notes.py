@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs

@@ -8,7 +8,7 @@ import pytest
 
 from posthog_jobs import redaction
 from posthog_jobs.redaction import LONGEST_TEXT, MASK, guard, keep_secret, redact
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,15 +11,15 @@ import pytest
 from posthog_jobs.jobs.execution import LoopCaller
 from posthog_jobs.meta.cache import Cache
 from posthog_jobs.meta.redis_stores import RedisCache
-from tests.nodes import poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 MODULE = "tests.samples.recorder"
 

@@ -15,15 +15,15 @@ import pytest
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError, ConfigurationError
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, closed_port, poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import RedisProcess, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from posthog_jobs.jobs.trigger import Jobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 
 def app_for(url: str, timeout: float = 60) -> PostHogJobs:

@@ -19,15 +19,15 @@ from posthog_jobs.broker.transport.connection import refusal_of
 from posthog_jobs.errors import BrokerUnavailableError, StoreUnavailableError
 from tests.acceptance.test_broker_away import app_for, in_flight
 from tests.conftest import APPS
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess, WorkerProcess
+    from tests.servers.nodes import RedisProcess, WorkerProcess
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.transport import install
 from posthog_jobs.broker.transport.transport import SentinelTransport, Transport
 from posthog_jobs.operate.doctor import warnings_for
-from tests.nodes import free_port
 from tests.pace import Pace
+from tests.servers.nodes import free_port
 from tests.servers.processes import Server, environment, until
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 LEASE = 3  # seconds
 

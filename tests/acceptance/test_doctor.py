@@ -13,18 +13,18 @@ from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.operate.doctor import Verdict
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, closed_port, poll
 from tests.notes import wait_for
 from tests.operate.test_cli_jobs import run, run_celery
 from tests.overdue import bring_forward
+from tests.servers.nodes import RedisProcess, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from posthog_jobs.operate.doctor import Finding
-    from tests.nodes import WorkerProcess
     from tests.operate.test_cli_jobs import Done
+    from tests.servers.nodes import WorkerProcess
 
 #: Checks that a server without any worker passes, if it is set up well.
 OF_SERVER = {"broker", "version", "persistence", "eviction", "memory", "clocks", "lease"}

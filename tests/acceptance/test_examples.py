@@ -15,12 +15,12 @@ import celeryconfig
 from posthog_jobs.celery import PostHogJobs
 from tests.conftest import ROOT
 from tests.endpoint import Answer, Endpoint
-from tests.nodes import ENVIRONMENT, poll
+from tests.servers.nodes import ENVIRONMENT, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 
 def start_demo(folder: Path) -> subprocess.Popen[str]:

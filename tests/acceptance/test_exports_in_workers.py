@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from posthog_jobs.broker.schedule import WaitingJob
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 BY_BYTES = {"exportEventsBufferSeconds": "600", "exportEventsBufferBytes": "1000"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import APPS
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 COUNT = 600
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.mutations import mutated
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 #: What a worker's log says of a message that it is done with, a line each.
 DONE = {

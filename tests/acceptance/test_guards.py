@@ -9,12 +9,12 @@ from redis import Redis
 
 from posthog_jobs.broker.redis import Keys
 from posthog_jobs.operate.doctor import warnings_for
-from tests.nodes import RedisProcess, poll
+from tests.servers.nodes import RedisProcess, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 EVICTS = ["--maxmemory-policy", "allkeys-lru"]
 KEEPS = ["--appendonly", "yes"]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 
 @pytest.mark.parametrize("pool", ["prefork"])

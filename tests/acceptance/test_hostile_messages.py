@@ -17,7 +17,7 @@ from posthog_jobs.broker.envelope import MAX_INFLATED, inflate
 from posthog_jobs.broker.failure import FailedJob, Reason
 from posthog_jobs.operate.cli.output import printable
 from tests.mutations import SOON, TAKE, encoded, message, protocol_1
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup

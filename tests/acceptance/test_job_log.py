@@ -15,8 +15,8 @@ from celery import Celery
 
 from posthog_jobs.redaction import LONGEST_TEXT
 from tests.conftest import APPS
-from tests.nodes import poll
 from tests.notes import wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup

@@ -9,8 +9,8 @@ import pytest
 
 from posthog_jobs.broker.failure import Reason
 from posthog_jobs.worker.pools import unlimited_jobs
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup

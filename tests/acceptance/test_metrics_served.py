@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import APPS, ROOT
-from tests.nodes import ENVIRONMENT, HOST, free_port, poll
 from tests.notes import wait_for
+from tests.servers.nodes import ENVIRONMENT, HOST, free_port, poll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess, WorkerProcess
+    from tests.servers.nodes import RedisProcess, WorkerProcess
 
 SECRET = "hunter2"
 

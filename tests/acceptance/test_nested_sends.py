@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
     Send = Callable[[PostHogJobs], str]
 

@@ -11,15 +11,15 @@ import pytest
 from posthog_jobs.broker.envelope import WAITED_HEADER, replay_message
 from posthog_jobs.broker.failure import Reason
 from tests.conftest import APPS
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.broker.failure import FailedJob
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 

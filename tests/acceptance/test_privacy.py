@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from posthog_jobs.operate.cli.apps import apps
 from posthog_jobs.operate.cli.jobs import jobs
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup

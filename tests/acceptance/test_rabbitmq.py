@@ -20,11 +20,11 @@ from posthog_jobs.errors import (
     DueError,
 )
 from posthog_jobs.operate.doctor import Verdict
-from tests import rabbitmq_node
 from tests.conftest import APPS
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace
+from tests.servers import rabbitmq_node
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.operate.doctor import Finding
-    from tests.nodes import RedisProcess, WorkerProcess
-    from tests.rabbitmq_node import RabbitMQProcess
+    from tests.servers.nodes import RedisProcess, WorkerProcess
+    from tests.servers.rabbitmq_node import RabbitMQProcess
 
 #: How much later than it is due a job may run where nothing else is to be done, in seconds:
 #: RabbitMQ waits for the next whole second, and its disk may be busy.

@@ -17,14 +17,14 @@ from posthog_jobs.errors import (
     ReplayError,
     UnsupportedByBrokerError,
 )
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.broker.failure import FailedJob
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 

@@ -11,16 +11,16 @@ from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_after, boundary_before
 from tests.acceptance.test_ticks import quiet_moment
-from tests.nodes import HOST, closed_port, poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace
+from tests.servers.nodes import HOST, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_celery import CeleryTestSetup
 
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 EXPORTER = "tests.samples.exporter"
 TICKING = "tests.samples.ticking"

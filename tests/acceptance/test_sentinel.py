@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.nodes import free_port
+from tests.servers.nodes import free_port
 from tests.servers.processes import Server, running, server_binary, until
 
 if TYPE_CHECKING:

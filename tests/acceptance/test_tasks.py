@@ -21,13 +21,13 @@ from posthog_jobs.errors import (
     UnknownAppError,
 )
 from tests.conftest import APPS
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
-    from tests.nodes import RedisProcess, WorkerProcess
+    from tests.servers.nodes import RedisProcess, WorkerProcess
 
 SECRET = "hunter2"
 

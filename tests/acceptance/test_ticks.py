@@ -20,9 +20,9 @@ from posthog_jobs.hooks import ticks as ticks_module
 from posthog_jobs.hooks.ticks import PERIODS, Tick, boundary_after, boundary_before
 from posthog_jobs.jobs.retry import RetryDelays
 from tests.conftest import APPS
-from tests.nodes import poll
 from tests.notes import notes, wait_for
 from tests.pace import Pace
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.broker.schedule import WaitingJob
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 MODULE = "tests.samples.ticking"
 TICKING: dict[str, Any] = {

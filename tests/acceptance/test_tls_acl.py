@@ -17,8 +17,8 @@ from posthog_jobs.errors import BrokerUnavailableError
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import ROOT
 from tests.docs.pages import blocks
-from tests.nodes import HOST, RedisProcess, WorkerProcess, free_port, poll
 from tests.notes import wait_for
+from tests.servers.nodes import HOST, RedisProcess, WorkerProcess, free_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,8 @@ import pytest
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.sending import Outcome
 from posthog_jobs.jobs.message import Steered
-from tests.nodes import fixed_server
 from tests.pace import Pace
+from tests.servers.nodes import fixed_server
 from tests.servers.processes import until
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import pytest
 from pytest_docker_tools.exceptions import ContainerFailed
 
 from posthog_jobs.broker.failure import Reason
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
 from tests.samples.control import RAISED
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess, WorkerProcess
+    from tests.servers.nodes import RedisProcess, WorkerProcess
 
 every_pool = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 

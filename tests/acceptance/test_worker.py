@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 
 import posthog_jobs
-from tests.nodes import poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from pytest_celery import CeleryTestSetup

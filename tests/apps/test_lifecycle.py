@@ -13,7 +13,7 @@ from posthog_jobs.apps import lifecycle
 from posthog_jobs.apps.lifecycle import Lifecycle
 from posthog_jobs.errors import AppSetupError, RetryError, StoreUnavailableError
 from tests.installed import build, install
-from tests.nodes import poll
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable

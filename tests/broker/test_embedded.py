@@ -18,7 +18,7 @@ import redis
 from posthog_jobs.broker.embedded import EmbeddedServer, find_binary
 from posthog_jobs.errors import EmbeddedServerError
 from tests.conftest import ROOT
-from tests.nodes import ENVIRONMENT, poll
+from tests.servers.nodes import ENVIRONMENT, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

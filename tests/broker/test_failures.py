@@ -23,11 +23,11 @@ from posthog_jobs.errors import (
 )
 from tests.broken import Broken
 from tests.conftest import APPS
-from tests.nodes import closed_port
+from tests.servers.nodes import closed_port
 
 if TYPE_CHECKING:
     from posthog_jobs.broker.failures import Failures
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import JobCallError, UnsupportedByBrokerError
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS, ROOT
-from tests.nodes import ENVIRONMENT, poll
 from tests.notes import notes, wait_for
+from tests.servers.nodes import ENVIRONMENT, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from posthog_jobs.broker.schedule import Schedule
     from posthog_jobs.jobs.trigger import Jobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)

@@ -15,8 +15,8 @@ from posthog_jobs.broker.schedule import Forecast, Schedule
 from posthog_jobs.broker.transport.sending import Outcome
 from posthog_jobs.errors import NaiveDatetimeError, PageError
 from posthog_jobs.jobs.message import Steered
-from tests.nodes import fixed_server
 from tests.pace import Pace
+from tests.servers.nodes import fixed_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

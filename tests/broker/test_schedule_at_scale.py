@@ -18,8 +18,8 @@ from posthog_jobs.broker.redis import Keys
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS
-from tests.nodes import RedisProcess
 from tests.pace import Pace
+from tests.servers.nodes import RedisProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

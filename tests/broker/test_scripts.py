@@ -27,7 +27,7 @@ from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.schedule import Schedule
 from posthog_jobs.broker.transport.channel import REPLY_HEAD
 from posthog_jobs.jobs.message import Steered
-from tests.nodes import fixed_server
+from tests.servers.nodes import fixed_server
 from tests.servers.processes import until
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.jobs.message import Steered
 from tests.conftest import APPS
-from tests.nodes import closed_port, poll
 from tests.notes import notes, wait_for
 from tests.odd_times import IN_BROKEN_ZONE, NOT_A_TIME
 from tests.overdue import bring_forward
 from tests.pace import Pace
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from posthog_jobs.broker.schedule import Schedule, WaitingJob
     from posthog_jobs.jobs.trigger import JobHandle, Jobs, TriggerableJob
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 HOUR = timedelta(hours=1)
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)

@@ -15,7 +15,7 @@ from posthog_jobs.broker.envelope import body_of, take
 from posthog_jobs.broker.failures import Failures
 from posthog_jobs.broker.redis import Keys
 from posthog_jobs.broker.schedule import Schedule
-from tests.nodes import fixed_server
+from tests.servers.nodes import fixed_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.nodes import ENVIRONMENT, RedisProcess, WorkerProcess
+from tests.servers.nodes import ENVIRONMENT, RedisProcess, WorkerProcess
 
 if TYPE_CHECKING:
     import signal

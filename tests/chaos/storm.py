@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.chaos.site import Site
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 SERVER: Final = "server"
 

@@ -13,7 +13,7 @@ from examples import batch_export
 from posthog_jobs.errors import AppConfigError
 from posthog_jobs.testing import AppTester, create_event
 from tests.endpoint import Answer, Endpoint
-from tests.nodes import HOST, closed_port, poll
+from tests.servers.nodes import HOST, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

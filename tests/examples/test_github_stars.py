@@ -15,8 +15,8 @@ from posthog_jobs.meta.storage import Storage
 from posthog_jobs.testing import AppTester
 from tests.acceptance.test_ticks import quiet_moment
 from tests.endpoint import Answer, Endpoint
-from tests.nodes import HOST, closed_port
 from tests.notes import notes, wait_for
+from tests.servers.nodes import HOST, closed_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from posthog_jobs.broker.schedule import WaitingJob
     from posthog_jobs.celery import PostHogJobs
     from tests.endpoint import Request
-    from tests.nodes import WorkerProcess
+    from tests.servers.nodes import WorkerProcess
 
 PAGE = 3
 REPOSITORY = "PostHog/posthog"

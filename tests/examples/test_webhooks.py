@@ -16,9 +16,9 @@ from posthog_jobs.broker.failure import Reason
 from posthog_jobs.errors import AppConfigError, RetriesExhaustedError
 from posthog_jobs.testing import AppTester, create_event
 from tests.endpoint import Answer, Endpoint
-from tests.nodes import poll
 from tests.operate.test_cli_apps import run as run_apps
 from tests.operate.test_cli_jobs import run as run_jobs
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

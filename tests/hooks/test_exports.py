@@ -18,8 +18,8 @@ from posthog_jobs.errors import BrokerUnavailableError, RetryError, StoreUnavail
 from posthog_jobs.hooks import exports as exporter_module
 from posthog_jobs.hooks.exports import Exporter
 from tests.installed import install
-from tests.nodes import closed_port, poll
 from tests.recorder import Recorder
+from tests.servers.nodes import closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from posthog_jobs.apps.installation import Installation
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 LIST, STATE = Keys().export("one")
 

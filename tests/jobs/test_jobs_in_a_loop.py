@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from posthog_jobs.errors import BrokerUnavailableError, DurationError, JobCallError, PayloadError
-from tests.nodes import poll
 from tests.recorder import Recorder, make_jobs
+from tests.servers.nodes import poll
 
 if TYPE_CHECKING:
     from datetime import datetime

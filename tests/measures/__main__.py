@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tests.measures import source
 from tests.measures.walks import loaded, walks
-from tests.nodes import RedisProcess
+from tests.servers.nodes import RedisProcess
 
 
 def rows(server: RedisProcess) -> dict[str, str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 APP: Final = "tests.measures.app"
 _OURS: Final = f"{PACKAGE}/"

@@ -26,14 +26,14 @@ from posthog_jobs.operate.cli.apps import apps
 from posthog_jobs.settings import Settings
 from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.worker.runtime import Runtime
-from tests.nodes import closed_port
 from tests.recorder import Recorder
+from tests.servers.nodes import closed_port
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from posthog_jobs import Meta
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 APP = """
 metrics = {"count": "sum", "longest": "MAX", "shortest": "min"}

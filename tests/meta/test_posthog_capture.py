@@ -24,12 +24,12 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.meta.posthog import PostHogClient
 from tests.conftest import APPS
-from tests.nodes import HOST, closed_port
+from tests.servers.nodes import HOST, closed_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 NOW = datetime.now(UTC).isoformat()
 

@@ -28,10 +28,10 @@ from posthog_jobs.meta.sql_storage import SQLStorage
 from posthog_jobs.settings import Settings
 from posthog_jobs.testing.memory import MemoryStorage, memory_stores
 from posthog_jobs.worker.runtime import Runtime
-from tests import postgres_node
 from tests.conftest import APPS
-from tests.nodes import RedisProcess
 from tests.recorder import Recorder
+from tests.servers import postgres_node
+from tests.servers.nodes import RedisProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from posthog_jobs import Meta
     from posthog_jobs.meta.storage import StorageBackend
-    from tests.postgres_node import PostgresProcess
+    from tests.servers.postgres_node import PostgresProcess
 
 KINDS = ("memory", "redis", "sqlite", "postgresql")
 

@@ -21,8 +21,8 @@ from posthog_jobs.settings import Settings
 from posthog_jobs.testing.memory import memory_stores
 from posthog_jobs.worker.runtime import Runtime
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, closed_port, poll
 from tests.recorder import Recorder
+from tests.servers.nodes import RedisProcess, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

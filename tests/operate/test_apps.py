@@ -25,7 +25,7 @@ from posthog_jobs.errors import (
 )
 from posthog_jobs.redaction import MASK
 from tests.conftest import APPS
-from tests.nodes import RedisProcess, closed_port, poll
+from tests.servers.nodes import RedisProcess, closed_port, poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from tests.operate.test_cli_jobs import Done, run
 
 if TYPE_CHECKING:
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 SECRET = "a payload"
 

@@ -23,9 +23,9 @@ from posthog_jobs.errors import JobCallError, RetryError
 from posthog_jobs.jobs.retry import ON_RETRY_ERROR
 from posthog_jobs.operate.cli.jobs import jobs as command
 from tests.conftest import APPS, ROOT
-from tests.nodes import ENVIRONMENT, closed_port
 from tests.notes import wait_for
 from tests.overdue import bring_forward
+from tests.servers.nodes import ENVIRONMENT, closed_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from posthog_jobs.jobs.trigger import Jobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
     from posthog_jobs.celery import PostHogJobs
-    from tests.nodes import RedisProcess
+    from tests.servers.nodes import RedisProcess
 
 RECORD = "posthog_jobs.recorder.record"
 

@@ -19,7 +19,7 @@ from celery import Celery
 
 from posthog_jobs.broker.transport import install
 from posthog_jobs.broker.transport.sending import Sending
-from tests.nodes import free_port
+from tests.servers.nodes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from posthog_jobs.celery import PostHogJobs
-from tests.nodes import RedisProcess, WorkerProcess, poll
+from tests.servers.nodes import RedisProcess, WorkerProcess, poll
 from tests.wire import snapshot
 from tests.wire.payloads import PAYLOADS
 from tests.wire.settings import KETTLE, listed, settings

@@ -17,7 +17,7 @@ import redis
 from posthog_jobs.celery import PostHogJobs
 from posthog_jobs.errors import AppDisabledError, AppRemovedError, ReplayError, UnknownAppError
 from tests.conftest import ROOT
-from tests.nodes import RedisProcess, WorkerProcess, poll
+from tests.servers.nodes import RedisProcess, WorkerProcess, poll
 from tests.wire import snapshot
 from tests.wire.payloads import PAYLOADS
 from tests.wire.settings import KETTLE, listed, settings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import ROOT
-from tests.nodes import ENVIRONMENT
+from tests.servers.nodes import ENVIRONMENT
 
 if TYPE_CHECKING:
     from pathlib import Path

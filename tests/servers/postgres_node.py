@@ -1,4 +1,4 @@
-"""PostgreSQL as a process, for `tests.nodes`: a private server on a unix socket alone."""
+"""PostgreSQL as a process, for `tests.servers.nodes`: a private server on a unix socket alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.nodes import ENVIRONMENT, ProcessContainer
+from tests.servers.nodes import ENVIRONMENT, ProcessContainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

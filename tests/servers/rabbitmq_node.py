@@ -1,4 +1,4 @@
-"""RabbitMQ as a process, for `tests.nodes`; it takes seconds to boot, so one serves a session."""
+"""RabbitMQ as a process; its boot takes seconds, so that one serves a session."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 from pytest_celery import RabbitMQContainer
 
-from tests.nodes import HOST, ProcessContainer, free_port
+from tests.servers.nodes import HOST, ProcessContainer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
