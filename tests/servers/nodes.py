@@ -186,14 +186,13 @@ class ProcessContainer(CeleryTestContainer):
             self.kill()
 
 
-class RedisProcess(ProcessContainer, RedisContainer):
-    """A Redis or Valkey server on a free port of the loopback interface."""
+class ServerProcess(ProcessContainer):
+    """A server on a free port of the loopback interface."""
 
-    @classmethod
-    def launch(cls, folder: Path, *options: str) -> RedisProcess:
-        port = free_port()
-        where = ["--port", str(port), "--bind", HOST, "--dir", str(folder), "--save", ""]
-        return cls(folder, [find_binary(), *where, *options], port=port)
+    @property
+    def url(self) -> str:
+        """Return what connects to it."""
+        raise NotImplementedError
 
     @property
     def hostname(self) -> str:
@@ -204,12 +203,22 @@ class RedisProcess(ProcessContainer, RedisContainer):
         return self._listening_port
 
     @property
-    def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/{self.vhost}"
-
-    @property
     def host_url(self) -> str:
         return self.url
+
+
+class RedisProcess(ServerProcess, RedisContainer):
+    """A Redis or Valkey server on a free port of the loopback interface."""
+
+    @classmethod
+    def launch(cls, folder: Path, *options: str) -> RedisProcess:
+        port = free_port()
+        where = ["--port", str(port), "--bind", HOST, "--dir", str(folder), "--save", ""]
+        return cls(folder, [find_binary(), *where, *options], port=port)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/{self.vhost}"
 
 
 class WorkerProcess(ProcessContainer, CeleryWorkerContainer):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 from pytest_celery import RabbitMQContainer
 
-from tests.servers.nodes import HOST, ProcessContainer, free_port
+from tests.servers.nodes import HOST, ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def _find_epmd() -> str | None:
     return shutil.which("epmd")
 
 
-class PortMapper(ProcessContainer):
+class PortMapper(ServerProcess):
     """Erlang's epmd. Left to RabbitMQ it would outlive it, and listen on every interface."""
 
     @classmethod
@@ -67,7 +67,7 @@ class PortMapper(ProcessContainer):
         return None
 
 
-class RabbitMQProcess(ProcessContainer, RabbitMQContainer):
+class RabbitMQProcess(ServerProcess, RabbitMQContainer):
     """A RabbitMQ server on free ports of the loopback interface, with its data in its folder."""
 
     boot_timeout = 240.0
@@ -106,20 +106,8 @@ class RabbitMQProcess(ProcessContainer, RabbitMQContainer):
         return server
 
     @property
-    def hostname(self) -> str:
-        return HOST
-
-    @property
-    def port(self) -> int:
-        return self._listening_port
-
-    @property
     def url(self) -> str:
         return f"amqp://guest:guest@{HOST}:{self.port}//"
-
-    @property
-    def host_url(self) -> str:
-        return self.url
 
     @property
     def ready_prompt(self) -> str:
@@ -138,7 +126,7 @@ class RabbitMQProcess(ProcessContainer, RabbitMQContainer):
             psutil.wait_procs(children, timeout=self.stop_timeout)
 
 
-def listening(process: ProcessContainer) -> set[str]:
+def listening(process: ServerProcess) -> set[str]:
     """Return the addresses that a process and its children listen on."""
     root = psutil.Process(process.pid)
     return {
